@@ -1,0 +1,48 @@
+"""One exception tree. Every message names the input, says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class LatmorphError(Exception):
+    """Base of every error that latmorph raises on purpose."""
+
+
+class CaptureError(LatmorphError):
+    """The model could not be turned into a graph."""
+
+
+class UnknownOperatorError(CaptureError):
+    """The model uses operators that latmorph has no handler for.
+
+    ``operators`` maps each operator's name to the modules that call it.
+    """
+
+    def __init__(self, operators: dict[str, list[str]]) -> None:
+        self.operators = operators
+        listed = "; ".join(
+            f"{name} (in {', '.join(sorted(set(where))[:3])})" for name, where in operators.items()
+        )
+        super().__init__(
+            f"no handler for {len(operators)} operator(s): {listed}. "
+            "Pass allow_unknown=True to freeze their channels and leave them out of the estimate."
+        )
+
+
+class DeviceError(LatmorphError):
+    """The device or runtime asked for is unknown or is not on this machine."""
+
+
+class ProfileError(LatmorphError):
+    """A profile is missing, damaged, of a newer format, or not a profile at all."""
+
+
+class StructureError(LatmorphError):
+    """A structure does not fit the network, or its file is damaged."""
+
+
+class TargetError(LatmorphError):
+    """No structure can reach the target that was asked for."""
+
+
+class UsageError(LatmorphError):
+    """An argument does not make sense: a model path that does not import, a bad input shape."""

@@ -1,0 +1,270 @@
+"""Capture: a torch model becomes a Graph, by torch.export in non-strict mode, and stays as it was."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from latmorph import ops
+from latmorph.errors import CaptureError, UnknownOperatorError
+from latmorph.graph.channels import find_groups
+from latmorph.graph.graph import Graph, Node, Tensor
+from latmorph.opspec import OpSpec, TensorSpec
+
+
+def capture(
+    model: torch.nn.Module, inputs: Sequence[Any], *, allow_unknown: bool = False
+) -> Graph:
+    """The model's operators, as one forward pass in eval mode runs them, and its channel groups.
+
+    ``inputs`` are the positional arguments of ``model.forward``. The model is left as it was: mode,
+    parameters, buffers, gradients and the random state.
+
+    Raises CaptureError when ``model`` is no module, when it rejects ``inputs``, or when its control
+    flow depends on data; UnknownOperatorError when an operator has no handler, unless
+    ``allow_unknown``, which freezes that operator's channels and leaves it without a price.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise CaptureError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}; "
+            "pass an instance, not a class, a function or a state dict"
+        )
+    if isinstance(inputs, torch.Tensor) or not isinstance(inputs, list | tuple):
+        raise CaptureError(
+            f"inputs must be a tuple of the arguments of forward, got {type(inputs).__name__}; "
+            "write (x,) for a single tensor"
+        )
+    _check_signature(model, inputs)
+    with _untouched(model):
+        exported = _export(model, tuple(inputs))
+    return _Reader(exported).graph(allow_unknown)
+
+
+@contextmanager
+def _untouched(model: torch.nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_signature(model: torch.nn.Module, inputs: Sequence[Any]) -> None:
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        raise CaptureError(
+            f"{type(model).__name__}.forward{signature} does not take {len(inputs)} positional "
+            f"argument(s): {error}"
+        ) from None
+
+
+def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(model, inputs, strict=False)
+    except Exception as error:
+        name = type(model).__name__
+        text = str(error)
+        first = next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
+        kind = type(error).__name__
+        if "DataDependent" in kind or "data-dependent" in text or "DataDependent" in text:
+            raise CaptureError(
+                f"{name}: control flow depends on the values of a tensor, which has no fixed list of "
+                f"operators ({first}); rewrite that branch with torch.where or torch.cond, or capture "
+                "the part of the model that has none"
+            ) from error
+        shapes = ", ".join(
+            f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
+            for x in inputs
+        )
+        raise CaptureError(
+            f"{name} could not be captured with inputs {shapes}: {first}; check the inputs' shapes "
+            "and dtypes by calling the model with them"
+        ) from error
+
+
+class _Reader:
+    """Reads an exported program into nodes and tensors."""
+
+    def __init__(self, exported: torch.export.ExportedProgram) -> None:
+        self.exported = exported
+        self.tensors: list[Tensor] = []
+        self.values: dict[Any, Any] = {}
+        self.nodes: list[Node] = []
+        self.unknown: dict[str, list[str]] = {}
+
+    def graph(self, allow_unknown: bool) -> Graph:
+        signature = self.exported.graph_signature
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        inputs: list[int] = []
+        outputs: list[int] = []
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                value = node.meta.get("val")
+                if isinstance(value, torch.Tensor):
+                    self.values[node] = self._tensor(
+                        value, names.get(node.name), node.name in signature.inputs_to_parameters
+                    )
+                    if node.name not in names:
+                        inputs.append(self.values[node])
+            elif node.op == "call_function" and node.target is operator.getitem:
+                source = self.values.get(node.args[0])
+                self.values[node] = source[node.args[1]] if isinstance(source, tuple) else source
+            elif node.op == "call_function":
+                self._operator(node)
+            elif node.op == "get_attr":
+                value = node.meta.get("val")
+                if isinstance(value, torch.Tensor):
+                    self.values[node] = self._tensor(value)
+            elif node.op == "output":
+                outputs = [t for arg in _nodes(node.args) for t in _ids(self.values.get(arg))]
+        if self.unknown and not allow_unknown:
+            raise UnknownOperatorError(self.unknown)
+        groups, axes = find_groups(self.nodes, self.tensors, outputs)
+        return Graph(
+            tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), groups, axes
+        )
+
+    def _tensor(
+        self, value: torch.Tensor, parameter: str | None = None, trainable: bool = False
+    ) -> int:
+        shape = tuple(int(s) for s in value.shape)
+        dtype = str(value.dtype).removeprefix("torch.")
+        self.tensors.append(Tensor(shape, dtype, parameter, trainable))
+        return len(self.tensors) - 1
+
+    def _operator(self, node: torch.fx.Node) -> None:
+        value = node.meta.get("val")
+        made = tuple(v for v in (value if isinstance(value, tuple | list) else (value,)))
+        tensors_made = [v for v in made if isinstance(v, torch.Tensor)]
+        if not tensors_made:  # assertions, symbolic sizes, grad-mode switches: nothing to run or price
+            self.values[node] = None
+            return
+        name, inputs, attrs = self._arguments(node)
+        outputs = tuple(self._tensor(v) for v in tensors_made)
+        kind, attrs = self._kind(name, node, inputs, attrs, tensors_made)
+        spec = OpSpec(
+            kind,
+            tuple(
+                TensorSpec(
+                    operand,
+                    self.tensors[t].shape,
+                    self.tensors[t].dtype,
+                    self.tensors[t].parameter is not None,
+                )
+                for operand, t in inputs
+            ),
+            tuple(
+                TensorSpec("out", self.tensors[t].shape, self.tensors[t].dtype) for t in outputs
+            ),
+            attrs,
+        )
+        module = _module(node)
+        if not ops.is_known(spec):
+            self.unknown.setdefault(name, []).append(module or "the model itself")
+        self.nodes.append(Node(node.name, spec, tuple(t for _, t in inputs), outputs, module))
+        self.values[node] = outputs if isinstance(value, tuple | list) else outputs[0]
+
+    def _arguments(
+        self, node: torch.fx.Node
+    ) -> tuple[str, list[tuple[str, int]], tuple[tuple[str, Any], ...]]:
+        """The operator's name in aten, its tensor operands by schema name, and its other arguments."""
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            inputs = [("input", t) for arg in node.all_input_nodes for t in _ids(self.values.get(arg))]
+            return str(node.target), inputs, ()
+        namespace, _, name = schema.name.partition("::")
+        given: dict[str, Any] = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        given.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+        given.update(node.kwargs)
+        inputs: list[tuple[str, int]] = []
+        attrs: list[tuple[str, Any]] = []
+        for argument in schema.arguments:
+            value = given.get(argument.name)
+            found = [t for n in _nodes(value) for t in _ids(self.values.get(n))]
+            if found:
+                inputs += [(argument.name, t) for t in found]
+            elif value is not None and not isinstance(value, torch.fx.Node):
+                attrs.append((argument.name, _plain(value)))
+        return (name if namespace == "aten" else f"{namespace}.{name}"), inputs, tuple(attrs)
+
+    def _kind(
+        self,
+        name: str,
+        node: torch.fx.Node,
+        inputs: list[tuple[str, int]],
+        attrs: tuple[tuple[str, Any], ...],
+        made: list[torch.Tensor],
+    ) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        handler = ops.by_aten(name)
+        if handler is None:
+            return ops.UNKNOWN + name, attrs
+        if not ops.is_layout(handler):
+            base = name if ops.handler_of(name) is handler else name.rstrip("_")
+            return base, (*attrs, ("inplace", True)) if base != name else attrs
+        source = node.all_input_nodes[0].meta.get("val") if node.all_input_nodes else None
+        copies = isinstance(source, torch.Tensor) and _copies(name.rstrip("_"), source, made[0])
+        return "copy" if copies else "view", (*attrs, ("op", name.rstrip("_")))
+
+
+def _copies(name: str, source: torch.Tensor, out: torch.Tensor) -> bool:
+    """Whether a layout operator writes new memory."""
+    if name in ("clone", "lift_fresh_copy"):
+        return True
+    if name in ("to", "_to_copy"):
+        return source.dtype != out.dtype or source.device != out.device
+    if name == "contiguous":
+        return not source.is_contiguous()
+    if name in ("reshape", "flatten"):
+        try:
+            source.view(out.shape)
+        except (RuntimeError, ValueError):
+            return True
+    return False
+
+
+def _module(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    entry = next(reversed(stack.values()), None)
+    return str(entry[0]) if entry else ""
+
+
+def _nodes(value: Any) -> list[torch.fx.Node]:
+    if isinstance(value, torch.fx.Node):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [n for v in value for n in _nodes(v)]
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in _nodes(v)]
+    return []
+
+
+def _ids(value: Any) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    return [t for t in value if t is not None] if isinstance(value, tuple) else []
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as JSON can hold it."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, bool | int | float | str):
+        return value
+    return str(value).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Where the two sides meet: costs, the regulariser, structures."""

@@ -1,0 +1,201 @@
+"""Structure: which channels of every group are kept, and the network that is left of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from latmorph.errors import StructureError
+from latmorph.files import write_whole
+from latmorph.graph.graph import Graph
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "latmorph-structure"
+VERSION = 1
+
+
+class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Shape and dtype of one input of the network."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The kept channels of one group of ``width`` channels."""
+
+    width: int
+    kept: tuple[int, ...]
+
+
+class Slice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The kept indices of one axis, of ``size`` indices, of one parameter."""
+
+    parameter: str
+    axis: int
+    size: int
+    kept: tuple[int, ...]
+
+
+class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Kept channel indices of every group that is not frozen, and what that means for each parameter.
+
+    Plain values only: :meth:`save` writes JSON and :meth:`load` reads and checks it.
+    """
+
+    format: str
+    version: int
+    network: str
+    inputs: tuple[InputSpec, ...]
+    groups: dict[str, Kept]
+    slices: tuple[Slice, ...]
+
+    @classmethod
+    def keep(cls, graph: Graph, kept: Mapping[str, Sequence[int]]) -> Structure:
+        """The structure that keeps these channel indices of these groups, and all of the others.
+
+        Raises StructureError for a group that does not exist or is frozen, for indices out of range
+        or twice, and for a group left empty.
+        """
+        indices: dict[int, np.ndarray] = {}
+        for name, given in kept.items():
+            g = graph.group(name)
+            group = graph.groups[g]
+            chosen = np.asarray(given, dtype=np.int64).ravel()
+            if group.frozen is not None and len(chosen) != group.width:
+                raise StructureError(f"group {name!r} is frozen: {group.frozen}")
+            if len(chosen) == 0:
+                raise StructureError(f"group {name!r} would be left empty: keep at least one channel")
+            if chosen.min() < 0 or chosen.max() >= group.width:
+                raise StructureError(
+                    f"group {name!r} has channels 0 to {group.width - 1}, "
+                    f"got {int(chosen.min())} to {int(chosen.max())}"
+                )
+            if len(np.unique(chosen)) != len(chosen):
+                raise StructureError(f"group {name!r}: an index is given twice")
+            indices[g] = np.sort(chosen)
+        return cls(
+            FORMAT,
+            VERSION,
+            graph.fingerprint,
+            tuple(
+                InputSpec(graph.tensors[t].shape, graph.tensors[t].dtype) for t in graph.inputs
+            ),
+            {
+                graph.groups[g].name: Kept(
+                    graph.groups[g].width,
+                    tuple(indices.get(g, np.arange(graph.groups[g].width)).tolist()),
+                )
+                for g in graph.prunable
+            },
+            _slices(graph, indices),
+        )
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels kept in every group."""
+        return {name: len(group.kept) for name, group in self.groups.items()}
+
+    def widths_of(self, graph: Graph) -> np.ndarray:
+        """Widths in the order of ``graph.groups``, int64. Raises StructureError for another network."""
+        self._check_network(graph)
+        widths = graph.widths.copy()
+        for name, group in self.groups.items():
+            widths[graph.group(name)] = len(group.kept)
+        return widths
+
+    def _check_network(self, graph: Graph) -> None:
+        if graph.fingerprint != self.network:
+            raise StructureError(
+                f"the structure is of network {self.network}, not of {graph.fingerprint}: "
+                "apply it to the model that it was learned on"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the structure as JSON, whole or not at all."""
+        write_whole(Path(path), msgspec.json.format(msgspec.json.encode(self), indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Structure:
+        """Read what :meth:`save` wrote. Raises StructureError, with what is wrong, for anything else."""
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StructureError(f"{path}: cannot be read ({error.strerror})") from None
+        try:
+            head = msgspec.json.decode(data)
+            if not isinstance(head, dict) or head.get("format") != FORMAT:
+                raise StructureError(f"{path}: not a latmorph structure")
+            if isinstance(head.get("version"), int) and head["version"] > VERSION:
+                raise StructureError(
+                    f"{path}: format version {head['version']} is newer than {VERSION}; update latmorph"
+                )
+            structure = msgspec.json.decode(data, type=cls)
+        except msgspec.MsgspecError as error:
+            raise StructureError(f"{path}: damaged ({error})") from None
+        structure._validate(path)
+        return structure
+
+    def _validate(self, path: Path) -> None:
+        def check(what: str, size: int, kept: tuple[int, ...]) -> None:
+            ascending = all(a < b for a, b in zip(kept, kept[1:], strict=False))
+            if not kept or not ascending or kept[0] < 0 or kept[-1] >= size:
+                raise StructureError(f"{path}: damaged (kept indices of {what} are not in 0..{size - 1})")
+
+        for name, group in self.groups.items():
+            check(f"group {name!r}", group.width, group.kept)
+        for part in self.slices:
+            check(f"{part.parameter!r}", part.size, part.kept)
+            if part.axis < 0:
+                raise StructureError(f"{path}: damaged (axis {part.axis} of {part.parameter!r})")
+
+
+def _slices(graph: Graph, indices: dict[int, np.ndarray]) -> tuple[Slice, ...]:
+    sizes = {t.parameter: t.shape for t in graph.tensors if t.parameter is not None}
+    alive: dict[tuple[str, int], np.ndarray] = {}
+    for g, kept in indices.items():
+        group = graph.groups[g]
+        if len(kept) == group.width:
+            continue
+        removed = np.setdiff1d(np.arange(group.width), kept)
+        for member in group.members:
+            key = (member.parameter, member.axis)
+            mask = alive.setdefault(key, np.ones(sizes[member.parameter][member.axis], dtype=bool))
+            mask[member.indices[removed].ravel()] = False
+    return tuple(
+        Slice(name, axis, len(mask), tuple(np.flatnonzero(mask).tolist()))
+        for (name, axis), mask in alive.items()
+    )
+
+
+def shrink(model: torch.nn.Module, structure: Structure) -> torch.nn.Module:
+    """A copy of ``model`` without the channels that ``structure`` leaves out: same classes, weights kept.
+
+    Where the removed channels contribute nothing (as after training with
+    :meth:`latmorph.Regularizer.attach`), the outputs stay the same.
+
+    Raises StructureError when the structure is another model's, or when the model's ``forward``
+    hard-codes a size that changes.
+    """
+    from latmorph.graph.rebuild import resize
+
+    held: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    held.update(model.named_buffers(remove_duplicate=False))
+    changes: dict[str, dict[int, np.ndarray]] = {}
+    for part in structure.slices:
+        tensor = held.get(part.parameter)
+        if tensor is None or part.axis >= tensor.ndim or tensor.shape[part.axis] != part.size:
+            has = "no such parameter" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise StructureError(
+                f"the structure expects {part.parameter!r} with {part.size} indices along axis "
+                f"{part.axis}, the model has {has}: it is another model's, or this one is shrunk already"
+            )
+        changes.setdefault(part.parameter, {})[part.axis] = np.asarray(part.kept, dtype=np.int64)
+    return resize(model, changes, [(i.shape, i.dtype) for i in structure.inputs])

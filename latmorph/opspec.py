@@ -1,0 +1,155 @@
+"""OpSpec: what one operator is, on its own, without a device and without a network.
+
+An OpSpec's shapes are plain integers for one concrete operator. The cost code also fills them with
+integer arrays of one common length, so that one evaluation of a formula prices many widths at once;
+every formula in :mod:`latmorph.ops` is therefore written in arithmetic that both understand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+ITEM_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+    "complex64": 8,
+}
+
+Scalar = Any
+"""An int, or an integer array that stands for many variants of one operator."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One operand: its name in the operator's schema, shape, dtype, and whether it is a parameter."""
+
+    name: str
+    shape: tuple[Scalar, ...]
+    dtype: str = "float32"
+    parameter: bool = False
+
+    @property
+    def numel(self) -> Scalar:
+        """Number of elements."""
+        n: Scalar = 1
+        for size in self.shape:
+            n = n * size
+        return n
+
+    @property
+    def bytes(self) -> Scalar:
+        """Size in bytes when dense."""
+        return self.numel * ITEM_BYTES.get(self.dtype, 4)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One operator: kind, operands in schema order, outputs, and the attributes that are not tensors."""
+
+    kind: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    attrs: tuple[tuple[str, Any], ...] = ()
+
+    def operand(self, name: str) -> TensorSpec | None:
+        """The first operand called ``name``, or None."""
+        return next((t for t in self.inputs if t.name == name), None)
+
+    def __getitem__(self, name: str) -> TensorSpec:
+        found = self.operand(name)
+        if found is None:
+            raise KeyError(f"{self.kind} has no operand {name!r}")
+        return found
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """The attribute ``name``, or ``default``."""
+        return next((value for key, value in self.attrs if key == name), default)
+
+    @property
+    def out(self) -> TensorSpec:
+        """The first output."""
+        return self.outputs[0]
+
+    @property
+    def parameter_bytes(self) -> Scalar:
+        """Bytes of the operands that are parameters."""
+        return sum((t.bytes for t in self.inputs if t.parameter), 0)
+
+    def with_shapes(
+        self, inputs: list[tuple[Scalar, ...]], outputs: list[tuple[Scalar, ...]]
+    ) -> OpSpec:
+        """The same operator at other shapes."""
+        return replace(
+            self,
+            inputs=tuple(replace(t, shape=s) for t, s in zip(self.inputs, inputs, strict=True)),
+            outputs=tuple(replace(t, shape=s) for t, s in zip(self.outputs, outputs, strict=True)),
+        )
+
+    def to_json(self) -> str:
+        """A canonical one-line JSON form; :meth:`from_json` reads it back."""
+
+        def tensor(t: TensorSpec) -> list[Any]:
+            return [t.name, list(t.shape), t.dtype, int(t.parameter)]
+
+        return json.dumps(
+            [
+                self.kind,
+                [tensor(t) for t in self.inputs],
+                [tensor(t) for t in self.outputs],
+                [[key, value] for key, value in self.attrs],
+            ],
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> OpSpec:
+        """Read what :meth:`to_json` wrote. Raises ValueError on anything else."""
+        try:
+            kind, inputs, outputs, attrs = json.loads(text)
+
+            def tensor(item: list[Any]) -> TensorSpec:
+                name, shape, dtype, parameter = item
+                return TensorSpec(str(name), tuple(int(s) for s in shape), str(dtype), bool(parameter))
+
+            return cls(
+                str(kind),
+                tuple(tensor(t) for t in inputs),
+                tuple(tensor(t) for t in outputs),
+                tuple((str(key), _freeze(value)) for key, value in attrs),
+            )
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"not an operator: {text[:80]!r}") from error
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(v) for v in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of a network to be timed, and the steps whose outputs it reads (-1: the input)."""
+
+    spec: OpSpec
+    sources: tuple[int, ...]
+
+
+def ceil_to(value: Scalar, block: int) -> Scalar:
+    """``value`` rounded up to a multiple of ``block``; works on ints and integer arrays."""
+    return -(-value // block) * block
+
+
+def as_array(value: Scalar, length: int) -> np.ndarray:
+    """``value`` as a float64 array of shape ``(length,)``."""
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (length,))
