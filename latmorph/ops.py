@@ -66,6 +66,10 @@ class Handler:
         """Bytes moved when every operand is read once and every output written once."""
         return sum((t.bytes for t in (*spec.inputs, *spec.outputs)), 0)
 
+    def family(self, spec: OpSpec) -> str:
+        """What the latency model fits together: usually the kind."""
+        return spec.kind
+
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         """Input and output channels that a kernel sees: the axes it may pad to blocks."""
         last = spec.out.shape[1] if len(spec.out.shape) == 4 else (*spec.out.shape, 1)[-1]
@@ -81,8 +85,8 @@ class Handler:
 
     def build(
         self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]
-    ) -> Callable[..., torch.Tensor]:
-        """A callable that takes the operands that are not parameters, in order, and runs the operator."""
+    ) -> torch.nn.Module:
+        """A module whose forward takes the operands that are not parameters, in order, and runs the operator."""
         return _aten_call(self.target(spec), spec, parameter)
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
@@ -101,7 +105,7 @@ def freeze_everything(spec: OpSpec, io: AxisLabels, reason: str) -> None:
 
 def _aten_call(
     name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]
-) -> Callable[..., torch.Tensor]:
+) -> torch.nn.Module:
     import torch
 
     function = getattr(torch.ops.aten, name)
@@ -151,6 +155,11 @@ class Convolution(Handler):
         # A depthwise kernel walks channels, not a matrix product: its block lies along the groups.
         depthwise = 2 * out[0] * ceil_to(out[1], out_block) * prod(out[2:]) * prod(weight[1:])
         return _where((weight[1] == 1) & (groups > 1), depthwise, dense)
+
+    def family(self, spec: OpSpec) -> str:
+        one = isinstance(spec["weight"].shape[1], int) and spec["weight"].shape[1] == 1
+        grouped = not isinstance(spec["input"].shape[1], int) or spec["input"].shape[1] > 1
+        return "depthwise" if one and grouped else spec.kind
 
     def groups(self, spec: OpSpec) -> Scalar:
         """Number of groups: input channels over the weight's second axis."""

@@ -103,7 +103,7 @@ class Graph:
     @cached_property
     def parameters(self) -> int:
         """Number of parameters (buffers not counted) of the model, those that no operator reads included."""
-        return int(self.parameter_count(self.widths[None])[0])
+        return sum(int(np.prod(self.tensors[t].shape)) for t in self.trainable)
 
     @cached_property
     def widths(self) -> np.ndarray:
@@ -164,13 +164,6 @@ class Graph:
             node.spec.with_shapes([shape(t) for t in node.inputs], [shape(t) for t in node.outputs])
             for node in (self.nodes[i] for i in chosen)
         ]
-
-    def parameter_count(self, widths: np.ndarray) -> np.ndarray:
-        """Number of parameters at the given widths, float64 of shape ``(variants,)``."""
-        total = np.zeros(len(widths))
-        for t in self.trainable:
-            total = total + ops.prod(self.shape_at(t, widths))
-        return total
 
     @cached_property
     def trainable(self) -> tuple[int, ...]:

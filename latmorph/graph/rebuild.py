@@ -30,7 +30,8 @@ def resize(model: nn.Module, changes: Resize, inputs: Inputs) -> nn.Module:
     rebuilt = copy.deepcopy(model)
     owners = _owners(rebuilt)
     for name, axes in changes.items():
-        old = owners[name][0][0].__getattr__(owners[name][0][1])
+        holder, attribute = owners[name][0]
+        old: torch.Tensor = getattr(holder, attribute)
         value = old.detach()
         for axis, index in axes.items():
             value = _take(value, axis, index)
@@ -43,6 +44,31 @@ def resize(model: nn.Module, changes: Resize, inputs: Inputs) -> nn.Module:
         _update_attributes(module)
     _try_forward(rebuilt, inputs)
     return rebuilt
+
+
+def grow(model: nn.Module, changes: Resize, inputs: Inputs) -> nn.Module:
+    """As :func:`resize`, with new places initialised as their modules initialise themselves."""
+    rebuilt = resize(model, changes, inputs)
+    fresh = copy.deepcopy(rebuilt)
+    for module in fresh.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    old, new = _tensors(rebuilt), _tensors(fresh)
+    with torch.no_grad():
+        for name, axes in changes.items():
+            for axis, index in axes.items():
+                at = torch.as_tensor(np.flatnonzero(index < 0), device=old[name].device)
+                if len(at):
+                    old[name].index_copy_(axis, at, new[name].index_select(axis, at))
+    return rebuilt
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by every name that they have."""
+    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    held.update(model.named_buffers(remove_duplicate=False))
+    return held
 
 
 def _take(value: torch.Tensor, axis: int, index: np.ndarray) -> torch.Tensor:
@@ -63,16 +89,13 @@ def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
                 places.setdefault(id(tensor), []).append((module, attribute))
                 names[f"{prefix}.{attribute}" if prefix else attribute] = id(tensor)
     # Names under which a shared module is reached again.
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        names.setdefault(name, id(tensor))
-    for name, tensor in model.named_buffers(remove_duplicate=False):
+    for name, tensor in _tensors(model).items():
         names.setdefault(name, id(tensor))
     return {name: places[key] for name, key in names.items()}
 
 
 def _check(model: nn.Module, changes: Resize) -> None:
-    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    held.update(model.named_buffers(remove_duplicate=False))
+    held = _tensors(model)
     for name, axes in changes.items():
         if name not in held:
             raise StructureError(

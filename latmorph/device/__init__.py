@@ -1,0 +1,1 @@
+"""The device side: what an operator costs on this machine."""

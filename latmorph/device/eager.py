@@ -1,0 +1,260 @@
+"""PyTorch eager on the CPU and on a CUDA GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from latmorph import ops
+from latmorph.device.backend import Backend, Session
+from latmorph.device.fingerprint import Fingerprint, cpu_caches, cpu_cores, cpu_features, cpu_name
+from latmorph.errors import DeviceError
+from latmorph.opspec import Step, TensorSpec
+
+Call = Callable[..., Any]
+
+
+SCRATCH_BYTES = 64 * 2**20
+"""More than any level of cache that one core can count on, as the weights of a common network are."""
+
+
+class _Program:
+    """The steps as calls, with every value freed after its last reader, as a network's forward does."""
+
+    def __init__(self, steps: Sequence[Step], device: str) -> None:
+        self.device = device
+        self.calls = [
+            ops.handler_of(s.spec.kind).build(s.spec, self._parameter).eval() for s in steps
+        ]
+        self.sources = [s.sources for s in steps]
+        last = {source: i for i, s in enumerate(steps) for source in s.sources}
+        self.freed = [[v for v, when in last.items() if when == i and v >= 0] for i in range(len(steps))]
+        first = next(t for t in steps[0].spec.inputs if not t.parameter)
+        self.input = torch.rand(first.shape, device=device).to(getattr(torch, first.dtype))
+
+    def _parameter(self, spec: TensorSpec) -> torch.Tensor:
+        # Weights that average keep activations near one: no infinities, no denormal numbers. They are
+        # written, because untouched pages all map to one page of zeros, which never leaves the cache.
+        fan_in = ops.prod(spec.shape[1:]) if len(spec.shape) > 1 else 1
+        value = 0.0 if spec.name in ("bias", "running_mean") else 1.0 / fan_in
+        return torch.full(spec.shape, value, dtype=getattr(torch, spec.dtype), device=self.device)
+
+    def run(self, before: Call | None = None, after: Call | None = None) -> None:
+        values: dict[int, Any] = {-1: self.input}
+        for i, call in enumerate(self.calls):
+            inputs = [values[s] for s in self.sources[i]]
+            if before is not None:
+                before(i)
+            values[i] = call(*inputs)
+            if after is not None:
+                after(i)
+            del inputs
+            for dead in self.freed[i]:
+                del values[dead]
+
+
+class _CpuSession(Session):
+    """A buffer is written before each pass, as the rest of a larger network would do.
+
+    Sampled networks are small, so their weights would stay in the cache from pass to pass; those of real
+    ones do not.
+    """
+
+    def __init__(self, steps: Sequence[Step], scratch: torch.Tensor) -> None:
+        self.program = _Program(steps, "cpu")
+        self.count = len(steps)
+        self.scratch = scratch
+
+    def time_steps(self) -> list[float]:
+        self.scratch.zero_()
+        starts, ends = [0] * self.count, [0] * self.count
+        clock = time.perf_counter_ns
+
+        def before(i: int) -> None:
+            starts[i] = clock()
+
+        def after(i: int) -> None:
+            ends[i] = clock()
+
+        self.program.run(before, after)
+        return [(b - a) * 1e-9 for a, b in zip(starts, ends, strict=True)]
+
+    def time_whole(self) -> float:
+        self.scratch.zero_()
+        start = time.perf_counter_ns()
+        self.program.run()
+        return (time.perf_counter_ns() - start) * 1e-9
+
+
+class _Eager(Backend):
+    """What the CPU and the GPU share: no gradients, and a reference operator."""
+
+    device = "cpu"
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self._inference: Any = None
+        self._reference: Callable[[], object] | None = None
+
+    def __enter__(self) -> Backend:
+        self._inference = torch.inference_mode()
+        self._inference.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._inference.__exit__(kind, error, trace)
+
+    def reference(self) -> float:
+        if self._reference is None:
+            # A convolution, as most of what is timed: it slows with the clock and with the caches.
+            dtype = getattr(torch, self.dtype)
+            x = torch.rand(1, 64, 28, 28, device=self.device, dtype=dtype)
+            weight = torch.rand(64, 64, 3, 3, device=self.device, dtype=dtype)
+
+            def run() -> object:
+                return torch.nn.functional.conv2d(x, weight, padding=1)
+
+            self._reference = run
+            for _ in range(3):
+                run()
+        # The first run finds the caches as the last network left them; the yardstick must not know it.
+        self._reference()
+        return self.time_call(self._reference)
+
+
+class CpuEager(_Eager):
+    """PyTorch eager on this machine's CPU, on a fixed number of threads."""
+
+    def __init__(self, *, dtype: str = "float32", threads: int = 1) -> None:
+        super().__init__(dtype)
+        self.threads = threads
+        self._threads_before = torch.get_num_threads()
+        self._scratch = torch.zeros(0)
+
+    def __enter__(self) -> Backend:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        torch.set_num_threads(self._threads_before)
+
+    def fingerprint(self) -> Fingerprint:
+        import platform
+
+        return Fingerprint(
+            device="cpu",
+            name=cpu_name(),
+            cores=cpu_cores(),
+            features=cpu_features(),
+            caches_bytes=cpu_caches(),
+            runtime="eager",
+            runtime_version=f"torch {torch.__version__.split('+')[0]}",
+            dtype=self.dtype,
+            threads=self.threads,
+            system=platform.system(),
+        )
+
+    def load(self, steps: Sequence[Step]) -> Session:
+        if not len(self._scratch):
+            self._scratch = torch.zeros(SCRATCH_BYTES // 4)
+        return _CpuSession(steps, self._scratch)
+
+    def time_call(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter_ns()
+        call()
+        return (time.perf_counter_ns() - start) * 1e-9
+
+
+class _CudaSession(Session):
+    """Events stand around each step; a buffer larger than the L2 cache is written before each pass."""
+
+    def __init__(self, steps: Sequence[Step], backend: CudaEager) -> None:
+        self.backend = backend
+        self.program = _Program(steps, backend.device)
+        event = backend.cuda.Event
+        self.events = [
+            (event(enable_timing=True), event(enable_timing=True)) for _ in range(len(steps))
+        ]
+
+    def time_steps(self) -> list[float]:
+        self.backend.flush()
+        self.program.run(
+            lambda i: self.events[i][0].record(), lambda i: self.events[i][1].record()
+        )
+        self.backend.cuda.synchronize()
+        return [a.elapsed_time(b) * 1e-3 for a, b in self.events]
+
+    def time_whole(self) -> float:
+        return self.backend.time_call(self.program.run)
+
+
+class CudaEager(_Eager):
+    """PyTorch eager on a CUDA GPU.
+
+    A step's time is what lies between two events in the stream: its kernels, or, where those are
+    shorter, the time that the CPU takes to launch the next. So the sum over a network is the larger
+    of kernels and launches, step by step.
+    """
+
+    device = "cuda"
+
+    def __init__(self, *, dtype: str = "float32", cuda: Any = None) -> None:
+        super().__init__(dtype)
+        self.cuda = torch.cuda if cuda is None else cuda
+        if not self.cuda.is_available():
+            raise DeviceError(
+                "device 'cuda' was asked for, but torch sees no CUDA GPU on this machine: install a "
+                "CUDA build of torch, or use --device cpu"
+            )
+        self._scratch: torch.Tensor | None = None
+
+    def fingerprint(self) -> Fingerprint:
+        import platform
+
+        properties = self.cuda.get_device_properties(0)
+        return Fingerprint(
+            device="cuda",
+            name=str(properties.name),
+            cores=int(properties.multi_processor_count),
+            features=(f"sm_{properties.major}{properties.minor}",),
+            caches_bytes=(int(getattr(properties, "L2_cache_size", 0)),),
+            runtime="eager",
+            runtime_version=f"torch {torch.__version__.split('+')[0]}",
+            dtype=self.dtype,
+            threads=1,
+            system=platform.system(),
+        )
+
+    def load(self, steps: Sequence[Step]) -> Session:
+        return _CudaSession(steps, self)
+
+    def flush(self) -> None:
+        """Write more than the L2 cache holds, so that the next pass finds it cold."""
+        if self._scratch is None:
+            size = max(self.fingerprint().caches_bytes[0], 2**22) * 2
+            self._scratch = torch.empty(size, dtype=torch.int8, device=self.device)
+        self._scratch.zero_()
+
+    def time_call(self, call: Callable[[], object]) -> float:
+        self.flush()
+        self.cuda.synchronize()
+        start = time.perf_counter_ns()
+        call()
+        self.cuda.synchronize()
+        return (time.perf_counter_ns() - start) * 1e-9

@@ -1,0 +1,349 @@
+"""Timing on a noisy machine: interleaved with a reference operator, in random order, minima of several.
+
+A neighbour can slow the machine by half for seconds. So every sample is taken beside samples of one
+fixed reference operator, networks are visited in random order and more than once, and a time is
+the smallest of its samples over the smallest of the reference's beside them. Raw samples are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latmorph.device.backend import Backend
+from latmorph.device.sampling import sample_network
+from latmorph.opspec import OpSpec, Step
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a visit has enough passes.
+
+    Passes go on until the three smallest totals (each over the reference beside it) agree within
+    ``spread``, at least ``least`` passes and at most ``most``; a network that takes long gets fewer,
+    since its own operators average its noise.
+    """
+
+    spread: float = 0.02
+    least: int = 5
+    most: int = 12
+    seconds: float = 0.5
+
+    def enough(self, totals: Sequence[float], spent_s: float) -> bool:
+        """Whether to stop after these totals, in units of the reference."""
+        if len(totals) < self.least and spent_s < self.seconds * 2:
+            return False
+        if len(totals) >= self.most or spent_s >= self.seconds:
+            return True
+        lowest = sorted(totals)[:3]
+        return lowest[-1] <= lowest[0] * (1 + self.spread)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Raw times of one network in one visit, in seconds.
+
+    ``times_s[position][pass]`` is of one operator where it stands in the network, ``whole_s`` of whole
+    passes with no clock inside, ``references_s`` of the reference operator beside them.
+    """
+
+    network: int
+    visit: int
+    specs: tuple[OpSpec, ...]
+    times_s: tuple[tuple[float, ...], ...]
+    whole_s: tuple[float, ...]
+    references_s: tuple[float, ...]
+
+    @property
+    def reference_s(self) -> float:
+        """The reference operator's smallest time in this visit."""
+        return min(self.references_s)
+
+
+def visit_network(
+    backend: Backend, network: int, visit: int, steps: Sequence[Step], rule: StopRule
+) -> Visit:
+    """Load a network, warm it, and time its steps and its whole until ``rule`` is content."""
+    session = backend.load(steps)
+    session.time_whole()
+    references = [backend.reference()]
+    steps_s: list[list[float]] = []
+    whole_s: list[float] = []
+    totals: list[float] = []
+    start = time.perf_counter()
+    while True:
+        steps_s.append(session.time_steps())
+        references.append(backend.reference())
+        totals.append(sum(steps_s[-1]) / min(references[-2:]))
+        if len(steps_s) % 2:
+            whole_s.append(session.time_whole())
+            references.append(backend.reference())
+        if rule.enough(totals, time.perf_counter() - start):
+            break
+    return Visit(
+        network,
+        visit,
+        tuple(s.spec for s in steps),
+        tuple(tuple(pass_[i] for pass_ in steps_s) for i in range(len(steps))),
+        tuple(whole_s),
+        tuple(references),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which networks a profiling run visits: seeds in random order, everything twice, round by round."""
+
+    seed: int = 0
+    largest_flops: float = 1.5e9
+    dtype: str = "float32"
+    round_size: int = 24
+    visits: int = 2
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first = 0
+        while True:
+            jobs = [(first + i, v) for v in range(self.visits) for i in range(self.round_size)]
+            order = np.random.default_rng((self.seed, first)).permutation(len(jobs))
+            yield from (jobs[k] for k in order)
+            first += self.round_size
+
+    def steps(self, network: int) -> tuple[Step, ...]:
+        """The steps of a network of the plan."""
+        seed = self.seed * 1_000_003 + network
+        return sample_network(seed, largest_flops=self.largest_flops, dtype=self.dtype)
+
+
+Progress = Callable[[float, str], None]
+"""Called with the fraction done and a line of text."""
+
+
+class Journal:
+    """What a run has measured so far, one line a visit, so that an interrupted run resumes.
+
+    The first line says which run it is; a journal of another run is not continued.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self.path = path
+        self.visits: list[Visit] = []
+        self.spent_s = 0.0
+        self.roofs: Any = None
+        self.resumed = False
+        self.replaced = False
+        lines = path.read_text().splitlines() if path.exists() else []
+        if lines and _parse(lines[0]) == {"head": dict(head)}:
+            self._read(lines[1:])
+            self.resumed = True
+        else:
+            self.replaced = bool(lines)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"head": dict(head)}) + "\n")
+        self._file = path.open("a", encoding="utf-8")
+        if lines and self.resumed:
+            self._file.write("\n")  # the last line may have been cut short: start on a fresh one
+
+    def _read(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            item = _parse(line)
+            if not isinstance(item, dict):
+                continue
+            if "roofs" in item:
+                self.roofs = item["roofs"]
+                self.spent_s += float(item["spent_s"])
+            elif "network" in item:
+                self.spent_s += float(item["spent_s"])
+                self.visits.append(
+                    Visit(
+                        item["network"],
+                        item["visit"],
+                        tuple(OpSpec.from_json(s) for s in item["specs"]),
+                        tuple(tuple(t) for t in item["times_s"]),
+                        tuple(item["whole_s"]),
+                        tuple(item["references_s"]),
+                    )
+                )
+
+    def add_roofs(self, roofs: Any, spent_s: float) -> None:
+        """Record the roofs, as plain values."""
+        self.roofs = roofs
+        self.spent_s += spent_s
+        self._write({"roofs": roofs, "spent_s": spent_s})
+
+    def add(self, visit: Visit, spent_s: float) -> None:
+        """Record one visit."""
+        self.visits.append(visit)
+        self.spent_s += spent_s
+        self._write(
+            {
+                "network": visit.network,
+                "visit": visit.visit,
+                "specs": [s.to_json() for s in visit.specs],
+                "times_s": [[round(t, 9) for t in times] for times in visit.times_s],
+                "whole_s": visit.whole_s,
+                "references_s": visit.references_s,
+                "spent_s": spent_s,
+            }
+        )
+
+    def _write(self, item: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(item) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Stop writing; the file stays, to be resumed."""
+        self._file.close()
+
+    def delete(self) -> None:
+        """The run is complete: remove the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def collect(
+    backend: Backend,
+    plan: Plan,
+    journal: Journal,
+    budget_s: float,
+    *,
+    rule: StopRule | None = None,
+    progress: Progress | None = None,
+    most_visits: int | None = None,
+) -> list[Visit]:
+    """Visit the plan's networks until the budget is spent, what the journal holds counted in.
+
+    A visit in a bad spell (its reference above 1.25 times the calm one) is taken again at once, up to
+    three times, and the calmest kept. ``most_visits`` bounds the number of visits, for tests.
+    """
+    rule = StopRule() if rule is None else rule
+    done = {(v.network, v.visit) for v in journal.visits}
+    before = journal.spent_s
+    start = time.perf_counter()
+    for network, visit in plan:
+        spent = before + time.perf_counter() - start
+        if spent >= budget_s or (most_visits is not None and len(journal.visits) >= most_visits):
+            break
+        if (network, visit) in done:
+            continue
+        began = time.perf_counter()
+        steps = plan.steps(network)
+        taken = visit_network(backend, network, visit, steps, rule)
+        for _ in range(2):
+            if taken.reference_s <= 1.25 * calm_reference_s([*journal.visits, taken]):
+                break
+            again = visit_network(backend, network, visit, steps, rule)
+            taken = min(taken, again, key=lambda v: v.reference_s)
+        journal.add(taken, time.perf_counter() - began)
+        if progress is not None:
+            progress(min(1.0, spent / budget_s), f"{len(journal.visits)} network visits")
+    return journal.visits
+
+
+def calm_reference_s(visits: Sequence[Visit]) -> float:
+    """The reference operator's time on the calm machine: the lower decile of the visits' minima."""
+    return float(np.quantile([v.reference_s for v in visits], 0.1))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One operator's calm time, in seconds, from all visits of its network."""
+
+    network: int
+    position: int
+    spec: OpSpec
+    time_s: float
+
+
+def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, float]]:
+    """Calm times of every operator and, by network, of whole passes, in seconds.
+
+    In each visit, the smallest time over the smallest reference; over visits, the smaller; times
+    the calm reference.
+    """
+    calm = calm_reference_s(visits)
+    best: dict[tuple[int, int], tuple[OpSpec, float]] = {}
+    whole: dict[int, float] = {}
+    for visit in visits:
+        scale = calm / visit.reference_s
+        for position, (spec, times) in enumerate(zip(visit.specs, visit.times_s, strict=True)):
+            key = (visit.network, position)
+            value = min(times) * scale
+            if key not in best or value < best[key][1]:
+                best[key] = (spec, value)
+        value = min(visit.whole_s) * scale
+        whole[visit.network] = min(value, whole.get(visit.network, value))
+    return [Observation(n, p, spec, t) for (n, p), (spec, t) in best.items()], whole
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Interleaved samples of one callable.
+
+    ``time_s`` is its calm time in seconds: the smallest sample over the smallest reference, times the
+    calm reference that was given (or the smallest one seen). ``median_s`` and ``spread`` (half the
+    interquartile range over the median) are of the raw samples.
+    """
+
+    samples_s: tuple[float, ...]
+    references_s: tuple[float, ...]
+    time_s: float
+
+    @property
+    def median_s(self) -> float:
+        """Median of the raw samples, in seconds."""
+        return float(np.median(self.samples_s))
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range of the raw samples, as a fraction of their median."""
+        low, high = np.quantile(self.samples_s, [0.25, 0.75])
+        return float((high - low) / 2 / self.median_s)
+
+
+def time_calls(
+    backend: Backend,
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    passes: int = 15,
+    reference_s: float | None = None,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Time several callables side by side: in every pass each has one turn, in random order.
+
+    In its turn a callable runs once untimed, so that it finds the caches as its own last run left them,
+    then timed, with the reference on both sides. ``reference_s`` is the reference's calm time that a profile knows for this same machine; without
+    it the smallest seen here is taken.
+    """
+    random = np.random.default_rng(seed)
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    beside: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(passes):
+        for k in random.permutation(len(names)):
+            name = names[k]
+            calls[name]()
+            first = backend.reference()
+            samples[name].append(backend.time_call(calls[name]))
+            beside[name].append(min(first, backend.reference()))
+    calm = min(min(b) for b in beside.values()) if reference_s is None else reference_s
+    return {
+        name: Timing(
+            tuple(samples[name]),
+            tuple(beside[name]),
+            min(samples[name]) / min(beside[name]) * calm,
+        )
+        for name in names
+    }

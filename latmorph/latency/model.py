@@ -1,0 +1,185 @@
+"""LatencyModel: predicted seconds of operators, as plain numbers that any file format can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from latmorph import ops
+from latmorph.device.roofs import Roofs
+from latmorph.latency import roofline
+from latmorph.opspec import OpSpec
+
+
+class Trees(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An ensemble of binary trees as arrays of shape ``(trees, nodes)``, padded at the end.
+
+    A node sends a row left when its feature is at most its threshold. A leaf's ``left`` is -1 and its
+    ``value`` is added to the prediction; ``depth`` bounds the way from root to leaf.
+    """
+
+    depth: int
+    feature: list[list[int]]
+    threshold: list[list[float]]
+    left: list[list[int]]
+    right: list[list[int]]
+    value: list[list[float]]
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether all arrays have one shape and every child is a node."""
+        shape = [len(row) for row in self.feature]
+        parts = (self.threshold, self.left, self.right, self.value)
+        if any([len(row) for row in part] != shape for part in parts) or len(set(shape)) > 1:
+            return False
+        nodes = shape[0] if shape else 0
+        return all(-1 <= child < nodes for part in (self.left, self.right) for r in part for child in r)
+
+
+class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fitted part of the model for one family of operators.
+
+    ``overhead_s`` is paid whatever the size; ``level`` is the family's typical log of time over the
+    roofline; the trees add to it, within ``bound``; ``low`` and ``high`` are the range of every feature
+    in the data, and ``sigma`` the held-out error, as a standard deviation of the log.
+    """
+
+    overhead_s: float
+    level: float
+    bound: float
+    sigma: float
+    features: list[str]
+    low: list[float]
+    high: list[float]
+    trees: Trees
+
+
+class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``t = scale * (overhead + smoothmax(compute, memory) * exp(residual))`` for one operator.
+
+    ``scale`` is the one constant that takes sums of operators to whole networks, fitted on networks held
+    out of the rest; ``sigma`` is the standard deviation of the log of what is left.
+    """
+
+    roofs: Roofs
+    families: dict[str, Family]
+    scale: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of several operators at several widths: every array has shape ``(operators, variants)``.
+
+    ``total_s = overhead_s + smoothmax(compute_s, memory_s)``. ``sigma`` is the standard deviation of the
+    log of each total; ``measured`` says which operators' families the profile has measured.
+    """
+
+    compute_s: np.ndarray
+    memory_s: np.ndarray
+    overhead_s: np.ndarray
+    total_s: np.ndarray
+    sigma: np.ndarray
+    measured: np.ndarray
+
+
+UNMEASURED_SIGMA = 0.7
+"""For a family that the profile has no measurement of: the plain roofline is right within a factor 2."""
+
+
+class Predictor:
+    """Evaluates a LatencyModel; holds its trees as arrays."""
+
+    def __init__(self, model: LatencyModel) -> None:
+        self.model = model
+        self._trees = {name: _Forest(f.trees) for name, f in model.families.items()}
+
+    def __call__(self, specs: Sequence[OpSpec], variants: int = 1) -> Prediction:
+        """Predict operators whose sizes are ints or integer arrays of shape ``(variants,)``.
+
+        Operators without a handler get NaN: they have no price, and their reader must say so.
+        """
+        shape = (len(specs), variants)
+        compute, memory = np.full(shape, np.nan), np.full(shape, np.nan)
+        overhead, residual = np.full(shape, np.nan), np.zeros(shape)
+        sigma = np.full(shape, UNMEASURED_SIGMA)
+        rows: dict[str, list[int]] = {}
+        for i, spec in enumerate(specs):
+            if ops.is_known(spec):
+                compute[i], memory[i] = roofline.terms(self.model.roofs, spec, variants)
+                rows.setdefault(ops.handler_of(spec.kind).family(spec), []).append(i)
+        measured = np.zeros(len(specs), dtype=bool)
+        for name, chosen in rows.items():
+            family = self.model.families.get(name)
+            if family is None:
+                overhead[chosen] = self.model.roofs.overhead_s
+                continue
+            measured[chosen] = True
+            overhead[chosen] = family.overhead_s
+            table = [roofline.features(self.model.roofs, specs[i], variants) for i in chosen]
+            x = _aligned(family, table)
+            fine, distance = self._residual(name, family, x)
+            residual[chosen] = fine.reshape(len(chosen), variants)
+            sigma[chosen] = family.sigma + 0.2 * distance.reshape(len(chosen), variants)
+        factor = self.model.scale * np.exp(residual)
+        compute, memory = compute * factor, memory * factor
+        overhead = overhead * self.model.scale
+        total = overhead + roofline.smoothmax(compute, memory)
+        return Prediction(compute, memory, overhead, total, sigma, measured)
+
+    def _residual(self, name: str, family: Family, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The residual, and the distance from the data in doublings of size, both of shape (rows,)."""
+        low, high = np.asarray(family.low), np.asarray(family.high)
+        outside = np.maximum(0.0, np.maximum(low - x, x - high))
+        sizes = [k for k, n in enumerate(family.features) if n in roofline.SIZES]
+        distance = outside[:, sizes].max(axis=1)
+        fine = np.clip(self._trees[name](x), -family.bound, family.bound)
+        return family.level + fine * np.exp(-0.5 * distance), distance
+
+
+def _aligned(family: Family, table: Sequence[tuple[list[str], np.ndarray]]) -> np.ndarray:
+    """The rows' features in the family's order; a feature that a row lacks is zero."""
+    blocks = []
+    for names, values in table:
+        if names == family.features:
+            blocks.append(values)
+            continue
+        columns = dict(zip(names, values.T, strict=True))
+        zero = np.zeros(len(values))
+        blocks.append(np.stack([columns.get(n, zero) for n in family.features], axis=1))
+    return np.concatenate(blocks)
+
+
+class _Forest:
+    def __init__(self, trees: Trees) -> None:
+        self.depth = trees.depth
+        self.count = len(trees.feature)
+        self.nodes = len(trees.feature[0]) if trees.feature else 0
+        self.feature = np.asarray(trees.feature, dtype=np.int64).ravel()
+        self.threshold = np.asarray(trees.threshold, dtype=np.float64).ravel()
+        # Children as positions in the flat arrays; a leaf is its own child.
+        start = np.repeat(np.arange(self.count) * self.nodes, self.nodes)
+        own = np.arange(self.count * self.nodes)
+        left = np.asarray(trees.left, dtype=np.int64).ravel()
+        right = np.asarray(trees.right, dtype=np.int64).ravel()
+        self.left = np.where(left < 0, own, start + left)
+        self.right = np.where(left < 0, own, start + right)
+        self.value = np.asarray(trees.value, dtype=np.float64).ravel()
+        self.roots = np.arange(self.count) * self.nodes
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if not self.count:
+            return np.zeros(len(x))
+        result = np.empty(len(x))
+        for begin in range(0, len(x), 2048):
+            part = x[begin : begin + 2048]
+            rows = np.arange(len(part))[:, None]
+            node = np.broadcast_to(self.roots, (len(part), self.count))
+            for _ in range(self.depth):
+                go_left = part[rows, self.feature[node]] <= self.threshold[node]
+                node = np.where(go_left, self.left[node], self.right[node])
+            result[begin : begin + 2048] = self.value[node].sum(axis=1)
+        return result

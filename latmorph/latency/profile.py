@@ -1,0 +1,382 @@
+"""Profile: a device's measurements, model and validation, and its file format.
+
+A profile is a folder: ``profile.json`` (what it is of, and checksums of the rest), ``model.json.gz`` (the
+fitted model, as numbers) and ``measurements.csv.gz`` (raw samples). Nothing in it is executed on load.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from latmorph.device.fingerprint import Fingerprint
+from latmorph.device.timing import Visit
+from latmorph.errors import ProfileError
+from latmorph.files import write_whole
+from latmorph.latency.estimate import Estimate, GraphLike, estimate
+from latmorph.latency.fit import Validation
+from latmorph.latency.model import LatencyModel, Predictor
+from latmorph.opspec import OpSpec
+
+FORMAT = "latmorph-profile"
+VERSION = 1
+LARGEST_BYTES = 256 * 2**20
+"""No part of a profile is this large when unpacked; one that is was not written by latmorph."""
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of ``profile.json``.
+
+    ``reference_s`` is the reference operator's calm time; ``budget_s`` the time that measuring was given.
+    ``sha256`` maps the other files to their checksums, and ``""`` to that of this header without it.
+    """
+
+    format: str
+    version: int
+    name: str
+    created: str
+    latmorph: str
+    fingerprint: Fingerprint
+    budget_s: float
+    seed: int
+    visits: int
+    operators: int
+    reference_s: float
+    validation: Validation
+    sha256: dict[str, str]
+
+    def checksum(self) -> str:
+        """SHA-256 of the header without its own checksum."""
+        others = {k: v for k, v in self.sha256.items() if k}
+        return _sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=others)))
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """A latency model of one device, runtime, dtype and number of threads, and where it came from."""
+
+    header: Header
+    model: LatencyModel
+    visits: tuple[Visit, ...]
+
+    @property
+    def name(self) -> str:
+        """The profile's name."""
+        return self.header.name
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the profile was measured on."""
+        return self.header.fingerprint
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model, ready to evaluate."""
+        return Predictor(self.model)
+
+    @cached_property
+    def mismatch(self) -> tuple[str, ...]:
+        """How this machine differs from the profile's; empty when its predictions are of this machine."""
+        return tuple(mismatch(self.fingerprint))
+
+    def predict(self, graph: GraphLike) -> Estimate:
+        """Predicted latency of a captured network, in seconds, with its parts and its interval."""
+        notes = [f"the profile is of another machine: {d}" for d in self.mismatch]
+        return estimate(self.predictor, graph, notes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Profile):
+            return NotImplemented
+        ours, theirs = (msgspec.structs.replace(p.header, sha256={}) for p in (self, other))
+        return (ours, self.model, self.visits) == (theirs, other.model, other.visits)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the profile's folder, whole or not at all, and return it."""
+        folder = Path(folder)
+        parts = {
+            "model.json.gz": gzip.compress(msgspec.json.encode(self.model), 6, mtime=0),
+            "measurements.csv.gz": gzip.compress(_visits_to_csv(self.visits), 6, mtime=0),
+        }
+        sums = {name: _sha256(data) for name, data in parts.items()}
+        header = msgspec.structs.replace(self.header, sha256=sums)
+        header = msgspec.structs.replace(header, sha256={**sums, "": header.checksum()})
+        fresh = folder.parent / f".{folder.name}.{os.getpid()}.new"
+        old = folder.parent / f".{folder.name}.{os.getpid()}.old"
+        try:
+            for name, data in parts.items():
+                write_whole(fresh / name, data)
+            text = msgspec.json.format(msgspec.json.encode(header), indent=1)
+            write_whole(fresh / "profile.json", text + b"\n")
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+
+def mismatch(fingerprint: Fingerprint) -> list[str]:
+    """How this machine differs from a fingerprint, in words; the number of threads is the user's choice."""
+    if fingerprint.device == "simulated":
+        return []
+    from latmorph.device.backend import open_backend
+    from latmorph.errors import DeviceError
+
+    try:
+        here = open_backend(
+            fingerprint.device,
+            runtime=fingerprint.runtime,
+            dtype=fingerprint.dtype,
+            threads=fingerprint.threads,
+        ).fingerprint()
+    except DeviceError:
+        return [f"there is no {fingerprint.device} device here"]
+    return fingerprint.differences(here)
+
+
+def open_profile(folder: str | Path) -> Profile:
+    """Read a profile's folder. Raises ProfileError, saying what is wrong, for anything but a whole one."""
+    folder = Path(folder)
+    header = read_header(folder)
+    data = {}
+    for name in ("model.json.gz", "measurements.csv.gz"):
+        data[name] = _read(folder / name)
+        if _sha256(data[name]) != header.sha256.get(name):
+            raise ProfileError(
+                f"{folder / name}: truncated or altered (its checksum is not the one in profile.json); "
+                "profile the device again, or restore the file"
+            )
+    model = _decode(_unpack(folder / "model.json.gz", data["model.json.gz"]), LatencyModel, folder)
+    visits = _visits_from_csv(_unpack(folder / "measurements.csv.gz", data["measurements.csv.gz"]), folder)
+    _check_model(model, folder)
+    return Profile(header, model, visits)
+
+
+def read_header(folder: str | Path) -> Header:
+    """Read and check ``profile.json`` alone."""
+    path = Path(folder) / "profile.json"
+    data = _read(path)
+    head = _decode(data, Any, path)
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise ProfileError(f"{path}: not a latmorph profile")
+    version = head.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise ProfileError(
+            f"{path}: format version {version} is newer than {VERSION}, which this latmorph reads; "
+            "update latmorph"
+        )
+    header = _decode(data, Header, path)
+    if header.checksum() != header.sha256.get(""):
+        raise ProfileError(f"{path}: edited by hand (its checksum does not match); profile the device again")
+    return header
+
+
+T = TypeVar("T")
+
+
+def _decode(data: bytes, kind: type[T], path: Path) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ProfileError(f"{path}: truncated or altered ({error})") from None
+
+
+def _check_model(model: LatencyModel, folder: Path) -> None:
+    for name, family in model.families.items():
+        width = len(family.features)
+        trees = family.trees
+        if (
+            not trees.well_formed
+            or len(family.low) != width
+            or len(family.high) != width
+            or any(not 0 <= f < width for row in trees.feature for f in row)
+            or trees.depth > 64
+        ):
+            raise ProfileError(f"{folder}: the model of {name!r} is malformed")
+    if len(model.roofs.bandwidth) < 1 or model.roofs.peak_flops_per_s <= 0:
+        raise ProfileError(f"{folder}: the roofs are malformed")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ProfileError(f"{path}: no such file; a profile is a folder with profile.json in it") from None
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _unpack(path: Path, data: bytes) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(LARGEST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ProfileError(f"{path}: truncated or altered ({error})") from None
+    if len(content) > LARGEST_BYTES:
+        raise ProfileError(f"{path}: larger than any profile; not written by latmorph")
+    return content
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+_COLUMNS = ("network", "visit", "row", "spec", "times_ns")
+_WHOLE, _REFERENCE = "whole", "reference"
+
+
+def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
+    """One row an operator, its position in ``row``; the OpSpec stands where it first occurs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    seen: set[tuple[int, int]] = set()
+
+    def times(samples: Iterable[float]) -> str:
+        return " ".join(str(round(t * 1e9)) for t in samples)
+
+    for v in visits:
+        for position, (spec, samples) in enumerate(zip(v.specs, v.times_s, strict=True)):
+            first = (v.network, position) not in seen
+            seen.add((v.network, position))
+            text_spec = spec.to_json() if first else ""
+            writer.writerow((v.network, v.visit, position, text_spec, times(samples)))
+        writer.writerow((v.network, v.visit, _WHOLE, "", times(v.whole_s)))
+        writer.writerow((v.network, v.visit, _REFERENCE, "", times(v.references_s)))
+    return text.getvalue().encode()
+
+
+def _visits_from_csv(data: bytes, folder: Path) -> tuple[Visit, ...]:
+    specs: dict[tuple[int, int], OpSpec] = {}
+    try:
+        rows = csv.reader(io.StringIO(data.decode()))
+        if tuple(next(rows, ())) != _COLUMNS:
+            raise ValueError("unexpected columns")
+        return tuple(_read_visits(rows, specs))
+    except (ValueError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise ProfileError(f"{folder / 'measurements.csv.gz'}: malformed ({error})") from None
+
+
+def _read_visits(rows: Iterator[list[str]], specs: dict[tuple[int, int], OpSpec]) -> Iterator[Visit]:
+    here: list[OpSpec] = []
+    times: list[tuple[float, ...]] = []
+    whole: tuple[float, ...] = ()
+    for network_text, visit, row, spec, samples_text in rows:
+        network = int(network_text)
+        samples = tuple(int(s) * 1e-9 for s in samples_text.split())
+        if row == _WHOLE:
+            whole = samples
+        elif row == _REFERENCE:
+            yield Visit(network, int(visit), tuple(here), tuple(times), whole, samples)
+            here, times, whole = [], [], ()
+        else:
+            key = (network, int(row))
+            if spec:
+                specs[key] = OpSpec.from_json(spec)
+            here.append(specs[key])
+            times.append(samples)
+
+
+def round_to_ns(visits: Iterable[Visit]) -> tuple[Visit, ...]:
+    """The visits with their times in whole nanoseconds, as the file holds them."""
+
+    def ns(samples: Iterable[float]) -> tuple[float, ...]:
+        return tuple(round(t * 1e9) * 1e-9 for t in samples)
+
+    return tuple(
+        Visit(v.network, v.visit, v.specs, tuple(ns(t) for t in v.times_s), ns(v.whole_s), ns(v.references_s))
+        for v in visits
+    )
+
+
+def user_folder() -> Path:
+    """Where profiles are saved: ``$LATMORPH_PROFILES``, or ``latmorph/profiles`` in the user's data folder."""
+    given = os.environ.get("LATMORPH_PROFILES")
+    if given:
+        return Path(given)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "latmorph" / "profiles"
+
+
+def shipped_folder() -> Path:
+    """Where the profiles that come with latmorph are: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "profiles"
+    return inside if inside.is_dir() else package.parent / "profiles"
+
+
+def list_profiles() -> dict[str, Path]:
+    """Folders of all saved and shipped profiles by name; a saved one hides a shipped one of its name."""
+    found: dict[str, Path] = {}
+    for folder in (shipped_folder(), user_folder()):
+        for path in sorted(folder.glob("*/profile.json")):
+            if not path.parent.name.startswith("."):
+                found[path.parent.name] = path.parent
+    return found
+
+
+def load_profile(name: str | Path) -> Profile:
+    """A profile by name or by path, or, for ``cpu`` and ``cuda``, this machine's newest.
+
+    When the only profiles of a device are of other machines, the closest is loaded, with a warning;
+    its estimates say so too. Raises ProfileError when there is none, or when it is damaged.
+    """
+    from latmorph.device.backend import DEVICES
+
+    if isinstance(name, str) and name in DEVICES:
+        return _newest(name)
+    known = list_profiles()
+    if str(name) in known:
+        return open_profile(known[str(name)])
+    path = Path(name)
+    if path.name == "profile.json":
+        path = path.parent
+    if path.exists():
+        return open_profile(path)
+    listed = ", ".join(known) or "none"
+    raise ProfileError(
+        f"no profile {str(name)!r}: there is no folder of that name, and the profiles known are {listed}; "
+        "make one with 'latmorph profile'"
+    )
+
+
+def _newest(device: str) -> Profile:
+    candidates = []
+    for folder in list_profiles().values():
+        try:
+            header = read_header(folder)
+        except ProfileError as error:
+            warnings.warn(f"profile passed over: {error}", stacklevel=3)
+            continue
+        if header.fingerprint.device == device:
+            # Fewest differences from here, then the fewest threads (the calmest), then the newest.
+            differences = len(mismatch(header.fingerprint))
+            candidates.append((differences, header.fingerprint.threads, header.created, folder))
+    if not candidates:
+        raise ProfileError(
+            f"no profile of a {device} device: make one with 'latmorph profile --device {device}'"
+        )
+    best = min(candidates, key=lambda c: c[:2])[:2]
+    _, _, _, folder = max((c for c in candidates if c[:2] == best), key=lambda c: c[2])
+    profile = open_profile(folder)
+    if profile.mismatch:
+        warnings.warn(
+            f"no profile of this machine; {profile.name} is of another ({'; '.join(profile.mismatch)}). "
+            f"Run 'latmorph profile --device {device}' for predictions of this one",
+            stacklevel=3,
+        )
+    return profile

@@ -1,0 +1,99 @@
+"""A profiling run: measure a device, fit, and hand out a profile; interrupted, it resumes."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import msgspec
+
+from latmorph._version import __version__
+from latmorph.device.backend import Backend
+from latmorph.device.roofs import Roofs, measure_roofs
+from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
+from latmorph.latency.fit import fit
+from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
+
+DEFAULT_BUDGET_S = 190.0
+QUICK_BUDGET_S = 30.0
+
+
+def run_profile(
+    backend: Backend,
+    journal_path: Path,
+    *,
+    name: str | None = None,
+    budget_s: float = DEFAULT_BUDGET_S,
+    seed: int = 0,
+    largest_flops: float = 1.5e9,
+    rule: StopRule | None = None,
+    progress: Progress | None = None,
+    most_visits: int | None = None,
+) -> Profile:
+    """Measure roofs and sampled networks for ``budget_s`` seconds, fit, and return the profile.
+
+    What is measured is written to ``journal_path`` at once. A run that is interrupted and started
+    again with the same device, seed and sizes goes on where it was; its time so far counts. The
+    journal is removed when the profile is complete.
+    """
+    import time
+
+    def say(fraction: float, text: str) -> None:
+        if progress is not None:
+            progress(fraction, text)
+
+    with backend:
+        fingerprint = backend.fingerprint()
+        head = {
+            "format": "latmorph-journal",
+            "version": 1,
+            "fingerprint": msgspec.to_builtins(fingerprint),
+            "seed": seed,
+            "largest_flops": largest_flops,
+        }
+        journal = Journal(journal_path, msgspec.json.decode(msgspec.json.encode(head)))
+        try:
+            if journal.resumed:
+                say(journal.spent_s / budget_s, f"resumed after {len(journal.visits)} network visits")
+            elif journal.replaced:
+                say(0.0, "the unfinished run found was of other settings: starting anew")
+            if journal.roofs is None:
+                say(0.0, "measuring roofs")
+                began = time.perf_counter()
+                roofs = measure_roofs(backend, dtype=fingerprint.dtype)
+                journal.add_roofs(msgspec.to_builtins(roofs), time.perf_counter() - began)
+            else:
+                roofs = msgspec.convert(journal.roofs, Roofs)
+            plan = Plan(seed=seed, largest_flops=largest_flops, dtype=fingerprint.dtype)
+            collect(
+                backend,
+                plan,
+                journal,
+                budget_s,
+                rule=rule,
+                progress=progress,
+                most_visits=most_visits,
+            )
+        except BaseException:
+            journal.close()
+            raise
+    say(1.0, "fitting")
+    visits = round_to_ns(journal.visits)
+    model, validation = fit(roofs, visits, seed=seed)
+    header = Header(
+        format=FORMAT,
+        version=VERSION,
+        name=name or fingerprint.slug,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        latmorph=__version__,
+        fingerprint=fingerprint,
+        budget_s=budget_s,
+        seed=seed,
+        visits=len(visits),
+        operators=sum(len(v.specs) for v in visits),
+        reference_s=calm_reference_s(visits),
+        validation=validation,
+        sha256={},
+    )
+    journal.delete()
+    return Profile(header, model, visits)

@@ -1,0 +1,288 @@
+"""Regularizer: MorphNet's sparsifying term with any cost, classic or proximal, with or without a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from latmorph.errors import TargetError, UsageError
+from latmorph.graph.capture import capture
+from latmorph.morph.controller import Controller
+from latmorph.morph.cost import CostModel
+from latmorph.morph.importance import Channels, paths_of
+from latmorph.morph.structure import Structure
+
+DEAD = 1e-2
+"""In classic mode, a channel below this importance counts as removed, as in MorphNet."""
+
+FASTEST_DEATHS = 0.02
+"""In target mode, at most this share of all channels dies in one step, the least important first."""
+
+
+class Regularizer:
+    """Prices every channel of ``model`` by what it costs, and shrinks those not worth it while training.
+
+    Args:
+        model: the network that is being trained; parameters are read and (in proximal mode) shrunk.
+        inputs: example inputs of ``forward``, whose shapes the cost is evaluated at.
+        cost: a :class:`CostModel`: ``LatencyCost(profile)``, ``FlopCost()``, ``ParameterCost()``.
+        strength: weight of the term, given by hand; or
+        target: the wanted cost as a fraction of the parent's, in (0, 1): a controller sets the strength.
+        steps: optimiser steps over which ``target`` is to be reached.
+        every: steps between two looks at the cost (and, when widths changed, at the prices).
+
+    The term is ``strength * sum_g price_g * sum_c importance_gc``: the price of a group is the marginal
+    cost of its channels over the parent's cost, importance is relative (1 for a fresh channel), so the
+    sum is about the fraction of the parent's cost that is still in use. The form is that of MorphNet
+    (Gordon et al., 2018, eq. 8), with the marginal cost in place of the FLOP count.
+
+    Add :meth:`loss` to the task's loss, or call :meth:`attach` once: then every ``optimizer.step()`` is
+    followed by the proximal step of the same term, which makes scale and shift exactly zero together.
+
+    Raises UsageError when both or neither of ``strength`` and ``target`` are given, or when no channel
+    of the model can be removed; TargetError when the target cannot be reached.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        inputs: Sequence[Any],
+        cost: CostModel,
+        *,
+        strength: float | None = None,
+        target: float | None = None,
+        steps: int = 1000,
+        every: int = 10,
+    ) -> None:
+        if (strength is None) == (target is None):
+            raise UsageError("give either strength= or target=, one of the two")
+        if strength is not None and strength < 0:
+            raise UsageError(f"strength must not be negative, got {strength}")
+        if target is not None and not 0 < target < 1:
+            raise UsageError(f"target is a fraction of the model's cost, between 0 and 1, got {target}")
+        if steps < 1 or every < 1:
+            raise UsageError(f"steps and every must be at least 1, got {steps} and {every}")
+        self.graph = capture(model, inputs)
+        self.cost = cost
+        self.parent_cost = cost.total(self.graph)
+        if not self.graph.prunable:
+            reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self.graph.groups[:5])
+            raise UsageError(f"no channel of {type(model).__name__} can be removed ({reasons})")
+        parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        self._channels: dict[int, Channels] = {}
+        for g in self.graph.prunable:
+            paths = paths_of(self.graph, self.graph.groups[g])
+            if paths:
+                self._channels[g] = Channels(paths, parameters, self.graph.groups[g].width)
+        self.alive: dict[int, torch.Tensor] = {
+            g: torch.ones(c.width, dtype=torch.bool, device=c.parts[0][0].tensor.device)
+            for g, c in self._channels.items()
+        }
+        self.step_count = 0
+        self.every = every
+        self._fixed_strength = strength
+        self._steps = steps
+        self._target = target
+        self._controller: Controller | None = None
+        self._attached = False
+        self._widths = self.graph.widths.copy()
+        self._fraction = 1.0
+        self._reprice()
+        if target is not None:
+            smallest = self._widths.copy()
+            smallest[list(self._channels)] = 1
+            floor = cost.total(self.graph, smallest) / self.parent_cost
+            if floor > target:
+                raise TargetError(
+                    f"{cost.name}: with one channel left in every group the network still costs "
+                    f"{floor:.3f} of the parent, above the target of {target:g}; what is left does not "
+                    "depend on channels"
+                )
+
+    @property
+    def strength(self) -> float:
+        """The present weight of the term."""
+        if self._fixed_strength is not None:
+            return self._fixed_strength
+        return self._controller.strength if self._controller is not None else 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Cost of the channels still alive, as a fraction of the parent's."""
+        return self._fraction
+
+    def loss(self) -> torch.Tensor:
+        """The classic term, a scalar to be added to the task's loss; call it once a step."""
+        if not self._attached:
+            self._begin(lr=None)
+            self._tick()
+        terms = [
+            float(self.prices[g]) * channels.importance().sum()
+            for g, channels in self._channels.items()
+            if self.prices[g] > 0
+        ]
+        return self.strength * torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow every ``optimizer.step()`` by the proximal step of the term. Nothing else to call.
+
+        Raises UsageError when the optimizer does not hold the model's parameters, or on a second call.
+        """
+        if self._attached:
+            raise UsageError("the regularizer is attached already")
+        wanted = {
+            id(part.tensor): g
+            for g, channels in self._channels.items()
+            for parts in channels.parts
+            for part in parts
+        }
+        self._lr_group: dict[int, dict[str, Any]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in wanted:
+                    self._lr_group.setdefault(wanted[id(parameter)], group)
+        missing = [self.graph.groups[g].name for g in self._channels if g not in self._lr_group]
+        if missing:
+            raise UsageError(
+                f"the optimizer does not hold the parameters of {', '.join(missing[:3])}: attach the one "
+                "that trains the model"
+            )
+        self._attached = True
+        optimizer.register_step_post_hook(lambda *_: self._proximal_step())
+
+    def _begin(self, lr: float | None) -> None:
+        """Set the first strength: in proximal mode, the one that alone would spend all steps on a kill."""
+        if self._target is None or self._controller is not None:
+            return
+        counts = {g: c.width for g, c in self._channels.items()}
+        mean_price = sum(self.prices[g] * n for g, n in counts.items()) / sum(counts.values())
+        first = 0.05 if lr is None else 1.0 / max(lr * mean_price * self._steps, 1e-30)
+        self._controller = Controller(self._target, self._steps, first)
+
+    def _tick(self) -> None:
+        self.step_count += 1
+        if self.step_count % self.every == 0:
+            self._look()
+            if self._controller is not None:
+                self._controller.update(self.step_count, self._fraction)
+
+    def _look(self) -> None:
+        """Take the widths as they are now, with their cost and prices."""
+        if not self._attached:
+            with torch.no_grad():
+                self.alive = {g: c.importance() > DEAD for g, c in self._channels.items()}
+        widths = self._alive_widths()
+        if not np.array_equal(widths, self._widths):
+            self._widths = widths
+            self._fraction = self.cost.total(self.graph, widths) / self.parent_cost
+            self._reprice()
+
+    def _alive_widths(self) -> np.ndarray:
+        widths = self.graph.widths.copy()
+        counts = torch.stack([mask.sum() for mask in self.alive.values()]).tolist()
+        for g, count in zip(self.alive, counts, strict=True):
+            widths[g] = max(1, int(count))
+        return widths
+
+    def _reprice(self) -> None:
+        self.prices = self.cost.marginal(self.graph, self._widths) / self.parent_cost
+
+    @torch.no_grad()
+    def _proximal_step(self) -> None:
+        first = next(iter(self._lr_group.values()))
+        self._begin(float(first["lr"]))
+        self._tick()
+        strength = self.strength
+        done = self._target is not None and self._fraction <= self._target
+        dying: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        for g, channels in self._channels.items():
+            alive = self.alive[g]
+            factor = alive.to(torch.float32)
+            threshold = 0.0 if done else float(self._lr_group[g]["lr"]) * strength * self.prices[g]
+            if threshold > 0:
+                importance = channels.importance().to(torch.float32)
+                factor = factor * (1 - threshold / importance.clamp_min(1e-30)).clamp_min(0.0)
+                gone = alive & (factor <= 0)
+                if bool(gone.any()):
+                    dying.append((g, gone, importance))
+                    # Until it is decided who dies, the doomed keep a trace.
+                    factor = torch.where(gone, 1e-3, factor)
+            elif bool(alive.all()):
+                continue
+            channels.multiply(factor)
+        if dying:
+            self._let_die(dying)
+
+    def _let_die(self, dying: Sequence[tuple[int, torch.Tensor, torch.Tensor]]) -> None:
+        """Of the channels that the step takes to zero, remove those that the schedule has room for."""
+        budget = sum(c.width for c in self._channels.values())
+        if self._controller is not None:
+            if self._fraction <= self._controller.wanted(self.step_count):
+                return
+            budget = max(1, int(FASTEST_DEATHS * budget))
+        scores = torch.cat([i[gone] for _, gone, i in dying])
+        limit = scores.sort().values[min(budget, len(scores)) - 1]
+        for g, gone, importance in dying:
+            chosen = gone & (importance <= limit)
+            if int(chosen.sum()) >= int(self.alive[g].sum()):  # the last channel of a group stays
+                chosen[torch.argmax(torch.where(self.alive[g], importance, -1.0))] = False
+            self.alive[g] = self.alive[g] & ~chosen
+            self._channels[g].multiply((~chosen).to(torch.float32))
+        if self._controller is not None:
+            self._fraction = self.cost.total(self.graph, self._alive_widths()) / self.parent_cost
+
+    def structure(self) -> Structure:
+        """The channels that are still alive; with a target, brought under it where training was not done.
+
+        Channels are then removed from the least important for their price up, which changes the outputs.
+        Raises TargetError when the structure would cost more than its parent.
+        """
+        self._look()
+        alive = {g: mask.cpu().numpy().copy() for g, mask in self.alive.items()}
+        with torch.no_grad():
+            importance = {g: c.importance().cpu().numpy() for g, c in self._channels.items()}
+        for g, mask in alive.items():
+            if not mask.any():
+                mask[int(np.argmax(importance[g]))] = True
+        if self._target is not None:
+            self._select(alive, importance, self._target)
+        widths = self._widths_of(alive)
+        cost = self.cost.total(self.graph, widths)
+        if cost > self.parent_cost * (1 + 1e-9):
+            raise TargetError(
+                f"{self.cost.name}: the channels left cost {cost / self.parent_cost:.3f} of the parent, more "
+                "than all of them: on this device fewer channels are slower here; train on, or give a target"
+            )
+        kept = {self.graph.groups[g].name: np.flatnonzero(mask) for g, mask in alive.items()}
+        return Structure.keep(self.graph, {n: k.tolist() for n, k in kept.items()})
+
+    def _widths_of(self, alive: dict[int, np.ndarray]) -> np.ndarray:
+        widths = self.graph.widths.copy()
+        for g, mask in alive.items():
+            widths[g] = mask.sum()
+        return widths
+
+    def _select(
+        self, alive: dict[int, np.ndarray], importance: dict[int, np.ndarray], target: float
+    ) -> None:
+        """Remove the least important channels for their price until the cost is at most the target's."""
+        limit = target * self.parent_cost
+        while self.cost.total(self.graph, self._widths_of(alive)) > limit:
+            prices = self.cost.marginal(self.graph, self._widths_of(alive))
+            candidates = []
+            for g, mask in alive.items():
+                order = [c for c in np.argsort(importance[g]) if mask[c]][:-1]
+                worth = max(prices[g], 1e-12 * self.parent_cost)
+                candidates += [(importance[g][c] / worth, g, int(c)) for c in order]
+            if not candidates:
+                raise TargetError(f"{self.cost.name}: the target {target:g} cannot be reached")
+            candidates.sort()
+            removed = 0
+            for _, g, c in candidates[: max(1, len(candidates) // 50)]:
+                alive[g][c] = False
+                removed += 1
+                if removed % 4 == 0 and self.cost.total(self.graph, self._widths_of(alive)) <= limit:
+                    break

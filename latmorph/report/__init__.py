@@ -1,0 +1,1 @@
+"""What the user sees: measured networks, tables, pictures."""
