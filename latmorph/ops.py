@@ -83,10 +83,8 @@ class Handler:
         """Name in torch's ``aten`` namespace that runs this operator."""
         return spec.kind + ("_" if spec.attr("inplace") else "")
 
-    def build(
-        self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]
-    ) -> torch.nn.Module:
-        """A module whose forward takes the operands that are not parameters, in order, and runs the operator."""
+    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> torch.nn.Module:
+        """A module that takes the operands that are not parameters, in order, and runs the operator."""
         return _aten_call(self.target(spec), spec, parameter)
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
@@ -103,9 +101,7 @@ def freeze_everything(spec: OpSpec, io: AxisLabels, reason: str) -> None:
         io.output([None] * len(tensor.shape), i)
 
 
-def _aten_call(
-    name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]
-) -> torch.nn.Module:
+def _aten_call(name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> torch.nn.Module:
     import torch
 
     function = getattr(torch.ops.aten, name)

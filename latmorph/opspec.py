@@ -8,6 +8,7 @@ every formula in :mod:`latmorph.ops` is therefore written in arithmetic that bot
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,9 +88,7 @@ class OpSpec:
         """Bytes of the operands that are parameters."""
         return sum((t.bytes for t in self.inputs if t.parameter), 0)
 
-    def with_shapes(
-        self, inputs: list[tuple[Scalar, ...]], outputs: list[tuple[Scalar, ...]]
-    ) -> OpSpec:
+    def with_shapes(self, inputs: list[tuple[Scalar, ...]], outputs: list[tuple[Scalar, ...]]) -> OpSpec:
         """The same operator at other shapes."""
         return replace(
             self,
@@ -143,6 +142,19 @@ class Step:
 
     spec: OpSpec
     sources: tuple[int, ...]
+
+
+def footprint_bytes(specs: Iterable[OpSpec]) -> int:
+    """Memory that one pass of a network touches: all its parameters, and its largest operator's activations.
+
+    It decides which cache the weights are read from when the network runs again.
+    """
+    parameters, largest = 0, 0
+    for spec in specs:
+        own = int(spec.parameter_bytes)
+        moved = sum(int(t.bytes) for t in (*spec.inputs, *spec.outputs)) - own
+        parameters, largest = parameters + own, max(largest, moved)
+    return parameters + largest
 
 
 def ceil_to(value: Scalar, block: int) -> Scalar:

@@ -31,8 +31,12 @@ class Backend(ABC):
         """What the timings are of."""
 
     @abstractmethod
-    def load(self, steps: Sequence[Step]) -> Session:
-        """Make a network ready to run: weights of its own, an input, nothing shared with another."""
+    def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
+        """Make a network ready to run: weights of its own, an input, nothing shared with another.
+
+        Before each pass ``scratch_bytes`` of other memory are written, as the rest of a larger network
+        would do: sampled networks are small, and their weights would otherwise never leave the cache.
+        """
 
     @abstractmethod
     def reference(self) -> float:
@@ -59,9 +63,7 @@ RUNTIMES = ("eager",)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
-def open_backend(
-    device: str, *, runtime: str = "eager", dtype: str = "float32", threads: int = 1
-) -> Backend:
+def open_backend(device: str, *, runtime: str = "eager", dtype: str = "float32", threads: int = 1) -> Backend:
     """The backend for a device's name. Raises DeviceError when there is none here."""
     if device not in DEVICES:
         raise DeviceError(f"unknown device {device!r}: use one of {', '.join(DEVICES)}")

@@ -18,18 +18,12 @@ from latmorph.opspec import Step, TensorSpec
 Call = Callable[..., Any]
 
 
-SCRATCH_BYTES = 64 * 2**20
-"""More than any level of cache that one core can count on, as the weights of a common network are."""
-
-
 class _Program:
     """The steps as calls, with every value freed after its last reader, as a network's forward does."""
 
     def __init__(self, steps: Sequence[Step], device: str) -> None:
         self.device = device
-        self.calls = [
-            ops.handler_of(s.spec.kind).build(s.spec, self._parameter).eval() for s in steps
-        ]
+        self.calls = [ops.handler_of(s.spec.kind).build(s.spec, self._parameter).eval() for s in steps]
         self.sources = [s.sources for s in steps]
         last = {source: i for i, s in enumerate(steps) for source in s.sources}
         self.freed = [[v for v, when in last.items() if when == i and v >= 0] for i in range(len(steps))]
@@ -58,12 +52,6 @@ class _Program:
 
 
 class _CpuSession(Session):
-    """A buffer is written before each pass, as the rest of a larger network would do.
-
-    Sampled networks are small, so their weights would stay in the cache from pass to pass; those of real
-    ones do not.
-    """
-
     def __init__(self, steps: Sequence[Step], scratch: torch.Tensor) -> None:
         self.program = _Program(steps, "cpu")
         self.count = len(steps)
@@ -97,6 +85,7 @@ class _Eager(Backend):
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
+        self._buffer: torch.Tensor | None = None
         self._inference: Any = None
         self._reference: Callable[[], object] | None = None
 
@@ -112,6 +101,12 @@ class _Eager(Backend):
         trace: TracebackType | None,
     ) -> None:
         self._inference.__exit__(kind, error, trace)
+
+    def _scratch(self, count: int) -> torch.Tensor:
+        """A part, of ``count`` bytes, of one buffer that all sessions share."""
+        if self._buffer is None or len(self._buffer) < count:
+            self._buffer = torch.zeros(count, dtype=torch.int8, device=self.device)
+        return self._buffer[:count]
 
     def reference(self) -> float:
         if self._reference is None:
@@ -138,7 +133,6 @@ class CpuEager(_Eager):
         super().__init__(dtype)
         self.threads = threads
         self._threads_before = torch.get_num_threads()
-        self._scratch = torch.zeros(0)
 
     def __enter__(self) -> Backend:
         self._threads_before = torch.get_num_threads()
@@ -170,10 +164,8 @@ class CpuEager(_Eager):
             system=platform.system(),
         )
 
-    def load(self, steps: Sequence[Step]) -> Session:
-        if not len(self._scratch):
-            self._scratch = torch.zeros(SCRATCH_BYTES // 4)
-        return _CpuSession(steps, self._scratch)
+    def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
+        return _CpuSession(steps, self._scratch(scratch_bytes))
 
     def time_call(self, call: Callable[[], object]) -> float:
         start = time.perf_counter_ns()
@@ -182,25 +174,23 @@ class CpuEager(_Eager):
 
 
 class _CudaSession(Session):
-    """Events stand around each step; a buffer larger than the L2 cache is written before each pass."""
+    """Events stand around each step."""
 
-    def __init__(self, steps: Sequence[Step], backend: CudaEager) -> None:
+    def __init__(self, steps: Sequence[Step], backend: CudaEager, scratch: torch.Tensor) -> None:
         self.backend = backend
+        self.scratch = scratch
         self.program = _Program(steps, backend.device)
         event = backend.cuda.Event
-        self.events = [
-            (event(enable_timing=True), event(enable_timing=True)) for _ in range(len(steps))
-        ]
+        self.events = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(len(steps))]
 
     def time_steps(self) -> list[float]:
-        self.backend.flush()
-        self.program.run(
-            lambda i: self.events[i][0].record(), lambda i: self.events[i][1].record()
-        )
+        self.scratch.zero_()
+        self.program.run(lambda i: self.events[i][0].record(), lambda i: self.events[i][1].record())
         self.backend.cuda.synchronize()
         return [a.elapsed_time(b) * 1e-3 for a, b in self.events]
 
     def time_whole(self) -> float:
+        self.scratch.zero_()
         return self.backend.time_call(self.program.run)
 
 
@@ -222,7 +212,6 @@ class CudaEager(_Eager):
                 "device 'cuda' was asked for, but torch sees no CUDA GPU on this machine: install a "
                 "CUDA build of torch, or use --device cpu"
             )
-        self._scratch: torch.Tensor | None = None
 
     def fingerprint(self) -> Fingerprint:
         import platform
@@ -241,18 +230,10 @@ class CudaEager(_Eager):
             system=platform.system(),
         )
 
-    def load(self, steps: Sequence[Step]) -> Session:
-        return _CudaSession(steps, self)
-
-    def flush(self) -> None:
-        """Write more than the L2 cache holds, so that the next pass finds it cold."""
-        if self._scratch is None:
-            size = max(self.fingerprint().caches_bytes[0], 2**22) * 2
-            self._scratch = torch.empty(size, dtype=torch.int8, device=self.device)
-        self._scratch.zero_()
+    def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
+        return _CudaSession(steps, self, self._scratch(scratch_bytes))
 
     def time_call(self, call: Callable[[], object]) -> float:
-        self.flush()
         self.cuda.synchronize()
         start = time.perf_counter_ns()
         call()

@@ -7,6 +7,7 @@ neighbouring operators leave them, weights that were last read a pass ago, and f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class NetworkBuilder:
         out: Shape,
         parameters: Sequence[tuple[str, Shape]] = (),
         names: Sequence[str] = ("self",),
-        **attrs: object,
+        **attrs: Any,
     ) -> int:
         activations = [
             TensorSpec(name, self.shape(s), self.dtype) for name, s in zip(names, sources, strict=True)
@@ -101,7 +102,7 @@ class NetworkBuilder:
 
     def activation(self, x: int, name: str, inplace: bool = True) -> int:
         """An elementwise function, by its name in aten."""
-        attrs: dict[str, object] = {}
+        attrs: dict[str, Any] = {}
         if name == "hardtanh":
             attrs = {"min_val": 0.0, "max_val": 6.0}
         elif name == "gelu":
@@ -114,7 +115,7 @@ class NetworkBuilder:
     def binary(self, name: str, a: int, b: int, inplace: bool = False) -> int:
         """``add`` or ``mul`` with broadcasting."""
         out = np.broadcast_shapes(self.shape(a), self.shape(b))
-        attrs: dict[str, object] = {"inplace": True} if inplace else {}
+        attrs: dict[str, Any] = {"inplace": True} if inplace else {}
         return self._add(name, [a, b], tuple(int(s) for s in out), (), ["self", "other"], **attrs)
 
     def parameter_binary(self, name: str, x: int, shape: Shape) -> int:
@@ -125,7 +126,7 @@ class NetworkBuilder:
         """Max or average pooling."""
         n, c, h, w = self.shape(x)
         size = tuple((s + 2 * padding - kernel) // stride + 1 for s in (h, w))
-        attrs: dict[str, object] = {
+        attrs: dict[str, Any] = {
             "kernel_size": (kernel, kernel),
             "stride": (stride, stride),
             "padding": (padding, padding),
@@ -174,7 +175,7 @@ class NetworkBuilder:
         names = ["query", "key", "value"]
         return self._add("scaled_dot_product_attention", [q, k, v], out, (), names)
 
-    def layout(self, x: int, op: str, out: Shape, copies: bool = False, **attrs: object) -> int:
+    def layout(self, x: int, op: str, out: Shape, copies: bool = False, **attrs: Any) -> int:
         """A view, or a copy in another layout."""
         name = "input" if op == "dropout" else "self"
         return self._add("copy" if copies else "view", [x], out, (), [name], **attrs, op=op)
@@ -208,10 +209,10 @@ class _Draw:
         self.random = np.random.default_rng(seed)
 
     def one(self, choices: Sequence[int]) -> int:
-        return int(choices[self.random.integers(len(choices))])
+        return int(choices[int(self.random.integers(len(choices)))])
 
     def name(self, choices: Sequence[str]) -> str:
-        return choices[self.random.integers(len(choices))]
+        return choices[int(self.random.integers(len(choices)))]
 
     def chance(self, probability: float) -> bool:
         return bool(self.random.random() < probability)
@@ -222,7 +223,7 @@ class _Draw:
         step = 1
         if self.chance(0.67):
             step = self.one((8, 16, 32, 64)) if value >= 64 else self.one((8, 16))
-        return max(step, int(round(value / step)) * step, 1)
+        return max(step, round(value / step) * step, 1)
 
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))
@@ -411,9 +412,7 @@ def _transformer(draw: _Draw, limit: float, dtype: str) -> NetworkBuilder:
         if block and net.flops > limit:
             break
         y = net.linear(net.layer_norm(x), 3 * width)
-        y = net.layout(
-            y, "view", (batch, tokens, 3, heads, head), size=(batch, tokens, 3, heads, head)
-        )
+        y = net.layout(y, "view", (batch, tokens, 3, heads, head), size=(batch, tokens, 3, heads, head))
         y = net.permute(y, (2, 0, 3, 1, 4))
         if draw.chance(0.4):
             y = net.layout(y, "contiguous", net.shape(y), copies=True)
@@ -470,7 +469,9 @@ def sample_network(seed: int, *, largest_flops: float = 1.5e9, dtype: str = "flo
     return tuple(family(draw, draw.log_uniform(largest_flops / 30, largest_flops), dtype).steps)
 
 
-def width_sweep(kind: str, axis: str, widths: Sequence[int], dtype: str = "float32") -> list[tuple[Step, ...]]:
+def width_sweep(
+    kind: str, axis: str, widths: Sequence[int], dtype: str = "float32"
+) -> list[tuple[Step, ...]]:
     """One-operator networks whose input or output width runs over ``widths``: to find blocks.
 
     ``kind`` is ``conv2d``, ``depthwise`` or ``linear``; ``axis`` is ``in`` or ``out``.

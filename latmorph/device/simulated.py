@@ -55,7 +55,7 @@ class Simulated(Backend):
         compute = handler.padded_flops(spec, self.in_block, self.out_block) / self.peak_flops_per_s
         return float(self.overhead_s + max(compute, handler.bytes(spec) / self.bandwidth_bytes_per_s))
 
-    def load(self, steps: Sequence[Step]) -> Session:
+    def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         return _SimulatedSession(self, [self.true_time_s(s.spec) for s in steps])
 
     def reference(self) -> float:

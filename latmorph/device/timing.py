@@ -18,7 +18,7 @@ import numpy as np
 
 from latmorph.device.backend import Backend
 from latmorph.device.sampling import sample_network
-from latmorph.opspec import OpSpec, Step
+from latmorph.opspec import OpSpec, Step, footprint_bytes
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class StopRule:
 class Visit:
     """Raw times of one network in one visit, in seconds.
 
+    ``footprint_bytes`` is the memory that a pass touches, other memory written before it included.
     ``times_s[position][pass]`` is of one operator where it stands in the network, ``whole_s`` of whole
     passes with no clock inside, ``references_s`` of the reference operator beside them.
     """
 
     network: int
     visit: int
+    footprint_bytes: int
     specs: tuple[OpSpec, ...]
     times_s: tuple[tuple[float, ...], ...]
     whole_s: tuple[float, ...]
@@ -67,10 +69,15 @@ class Visit:
 
 
 def visit_network(
-    backend: Backend, network: int, visit: int, steps: Sequence[Step], rule: StopRule
+    backend: Backend,
+    network: int,
+    visit: int,
+    steps: Sequence[Step],
+    scratch_bytes: int,
+    rule: StopRule,
 ) -> Visit:
     """Load a network, warm it, and time its steps and its whole until ``rule`` is content."""
-    session = backend.load(steps)
+    session = backend.load(steps, scratch_bytes)
     session.time_whole()
     references = [backend.reference()]
     steps_s: list[list[float]] = []
@@ -86,10 +93,12 @@ def visit_network(
             references.append(backend.reference())
         if rule.enough(totals, time.perf_counter() - start):
             break
+    specs = tuple(s.spec for s in steps)
     return Visit(
         network,
         visit,
-        tuple(s.spec for s in steps),
+        footprint_bytes(specs) + scratch_bytes,
+        specs,
         tuple(tuple(pass_[i] for pass_ in steps_s) for i in range(len(steps))),
         tuple(whole_s),
         tuple(references),
@@ -118,6 +127,11 @@ class Plan:
         """The steps of a network of the plan."""
         seed = self.seed * 1_000_003 + network
         return sample_network(seed, largest_flops=self.largest_flops, dtype=self.dtype)
+
+    def scratch_bytes(self, network: int) -> int:
+        """Memory to write before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB."""
+        random = np.random.default_rng((self.seed, network, 1))
+        return 0 if random.random() < 0.2 else int(2 ** random.uniform(20, 27))
 
 
 Progress = Callable[[float, str], None]
@@ -163,6 +177,7 @@ class Journal:
                     Visit(
                         item["network"],
                         item["visit"],
+                        item["footprint_bytes"],
                         tuple(OpSpec.from_json(s) for s in item["specs"]),
                         tuple(tuple(t) for t in item["times_s"]),
                         tuple(item["whole_s"]),
@@ -184,6 +199,7 @@ class Journal:
             {
                 "network": visit.network,
                 "visit": visit.visit,
+                "footprint_bytes": visit.footprint_bytes,
                 "specs": [s.to_json() for s in visit.specs],
                 "times_s": [[round(t, 9) for t in times] for times in visit.times_s],
                 "whole_s": visit.whole_s,
@@ -239,12 +255,12 @@ def collect(
         if (network, visit) in done:
             continue
         began = time.perf_counter()
-        steps = plan.steps(network)
-        taken = visit_network(backend, network, visit, steps, rule)
+        steps, scratch = plan.steps(network), plan.scratch_bytes(network)
+        taken = visit_network(backend, network, visit, steps, scratch, rule)
         for _ in range(2):
             if taken.reference_s <= 1.25 * calm_reference_s([*journal.visits, taken]):
                 break
-            again = visit_network(backend, network, visit, steps, rule)
+            again = visit_network(backend, network, visit, steps, scratch, rule)
             taken = min(taken, again, key=lambda v: v.reference_s)
         journal.add(taken, time.perf_counter() - began)
         if progress is not None:
@@ -263,6 +279,7 @@ class Observation:
 
     network: int
     position: int
+    footprint_bytes: int
     spec: OpSpec
     time_s: float
 
@@ -274,18 +291,18 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
     the calm reference.
     """
     calm = calm_reference_s(visits)
-    best: dict[tuple[int, int], tuple[OpSpec, float]] = {}
+    best: dict[tuple[int, int], Observation] = {}
     whole: dict[int, float] = {}
     for visit in visits:
         scale = calm / visit.reference_s
         for position, (spec, times) in enumerate(zip(visit.specs, visit.times_s, strict=True)):
             key = (visit.network, position)
             value = min(times) * scale
-            if key not in best or value < best[key][1]:
-                best[key] = (spec, value)
+            if key not in best or value < best[key].time_s:
+                best[key] = Observation(*key, visit.footprint_bytes, spec, value)
         value = min(visit.whole_s) * scale
         whole[visit.network] = min(value, whole.get(visit.network, value))
-    return [Observation(n, p, spec, t) for (n, p), (spec, t) in best.items()], whole
+    return list(best.values()), whole
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from latmorph.graph.graph import Graph, Node, Tensor
 from latmorph.opspec import OpSpec, TensorSpec
 
 
-def capture(
-    model: torch.nn.Module, inputs: Sequence[Any], *, allow_unknown: bool = False
-) -> Graph:
+def capture(model: torch.nn.Module, inputs: Sequence[Any], *, allow_unknown: bool = False) -> Graph:
     """The model's operators, as one forward pass in eval mode runs them, and its channel groups.
 
     ``inputs`` are the positional arguments of ``model.forward``. The model is left as it was: mode,
@@ -34,7 +32,7 @@ def capture(
             f"model must be a torch.nn.Module, got {type(model).__name__}; "
             "pass an instance, not a class, a function or a state dict"
         )
-    if isinstance(inputs, torch.Tensor) or not isinstance(inputs, list | tuple):
+    if not isinstance(inputs, list | tuple):
         raise CaptureError(
             f"inputs must be a tuple of the arguments of forward, got {type(inputs).__name__}; "
             "write (x,) for a single tensor"
@@ -86,8 +84,7 @@ def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exp
                 "the part of the model that has none"
             ) from error
         shapes = ", ".join(
-            f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
-            for x in inputs
+            f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs
         )
         raise CaptureError(
             f"{name} could not be captured with inputs {shapes}: {first}; check the inputs' shapes "
@@ -137,13 +134,9 @@ class _Reader:
         if self.unknown and not allow_unknown:
             raise UnknownOperatorError(self.unknown)
         groups, axes = find_groups(self.nodes, self.tensors, outputs)
-        return Graph(
-            tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), groups, axes
-        )
+        return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), groups, axes)
 
-    def _tensor(
-        self, value: torch.Tensor, parameter: str | None = None, trainable: bool = False
-    ) -> int:
+    def _tensor(self, value: torch.Tensor, parameter: str | None = None, trainable: bool = False) -> int:
         shape = tuple(int(s) for s in value.shape)
         dtype = str(value.dtype).removeprefix("torch.")
         self.tensors.append(Tensor(shape, dtype, parameter, trainable))
@@ -170,9 +163,7 @@ class _Reader:
                 )
                 for operand, t in inputs
             ),
-            tuple(
-                TensorSpec("out", self.tensors[t].shape, self.tensors[t].dtype) for t in outputs
-            ),
+            tuple(TensorSpec("out", self.tensors[t].shape, self.tensors[t].dtype) for t in outputs),
             attrs,
         )
         module = _module(node)

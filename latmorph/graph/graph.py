@@ -12,7 +12,7 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.errors import StructureError
-from latmorph.opspec import OpSpec, Scalar
+from latmorph.opspec import OpSpec, Scalar, footprint_bytes
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ class Graph:
     def parameters(self) -> int:
         """Number of parameters (buffers not counted) of the model, those that no operator reads included."""
         return sum(int(np.prod(self.tensors[t].shape)) for t in self.trainable)
+
+    @cached_property
+    def footprint_bytes(self) -> int:
+        """Memory that one pass touches (see :func:`latmorph.opspec.footprint_bytes`)."""
+        return footprint_bytes(self.specs)
 
     @cached_property
     def widths(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.latency.model import Prediction, Predictor
-from latmorph.opspec import OpSpec
+from latmorph.opspec import OpSpec, footprint_bytes
 
 
 class NodeLike(Protocol):
@@ -88,7 +88,7 @@ def total_sigma(prediction: Prediction, sigma: float) -> np.ndarray:
 def estimate(predictor: Predictor, graph: GraphLike, notes: Sequence[str] = ()) -> Estimate:
     """Predict a captured network."""
     specs = [node.spec for node in graph.nodes]
-    prediction = predictor(specs)
+    prediction = predictor(specs, footprint_bytes(specs))
     total = float(np.nansum(prediction.total_s))
     sigma = float(total_sigma(prediction, predictor.model.sigma)[0])
     known = [ops.is_known(spec) for spec in specs]
@@ -115,13 +115,7 @@ def estimate(predictor: Predictor, graph: GraphLike, notes: Sequence[str] = ()) 
         sorted({s.kind.removeprefix(ops.UNKNOWN) for s, k in zip(specs, known, strict=True) if not k})
     )
     unmeasured = tuple(
-        sorted(
-            {
-                s.kind
-                for s, k, m in zip(specs, known, prediction.measured, strict=True)
-                if k and not m
-            }
-        )
+        sorted({s.kind for s, k, m in zip(specs, known, prediction.measured, strict=True) if k and not m})
     )
     words = list(notes)
     if unpriced:

@@ -68,8 +68,10 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
         train = [o for o in found if fold_of[o.network] != fold]
         test = [o for o in found if fold_of[o.network] == fold]
         predictor = Predictor(_fit_families(roofs, train, seed, rounds=80))
-        totals = predictor([o.spec for o in test]).total_s[:, 0]
-        held += list(zip(test, totals.tolist(), strict=True))
+        for network in sorted({o.network for o in test}):
+            own = [o for o in test if o.network == network]
+            times = predictor([o.spec for o in own], own[0].footprint_bytes).total_s[:, 0]
+            held += zip(own, times.tolist(), strict=True)
     predicted: dict[int, float] = {}
     for o, t in held:
         predicted[o.network] = predicted.get(o.network, 0.0) + t
@@ -140,10 +142,8 @@ def _fit_family(
 ) -> Family:
     times = np.array([o.time_s for o in group])
     pairs = [roofline.terms(roofs, o.spec, 1) for o in group]
-    ideal = roofline.smoothmax(
-        np.array([c[0] for c, _ in pairs]), np.array([m[0] for _, m in pairs])
-    )
-    tables = [roofline.features(roofs, o.spec, 1) for o in group]
+    ideal = roofline.smoothmax(np.array([c[0] for c, _ in pairs]), np.array([m[0] for _, m in pairs]))
+    tables = [roofline.features(o.spec, 1, o.footprint_bytes) for o in group]
     names = tables[0][0]
     x = np.array([values[0] for _, values in tables])
     if not np.any(ideal > 0):  # nothing computed and nothing moved: views cost their dispatch

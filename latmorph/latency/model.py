@@ -97,8 +97,10 @@ class Predictor:
         self.model = model
         self._trees = {name: _Forest(f.trees) for name, f in model.families.items()}
 
-    def __call__(self, specs: Sequence[OpSpec], variants: int = 1) -> Prediction:
+    def __call__(self, specs: Sequence[OpSpec], footprint: float, variants: int = 1) -> Prediction:
         """Predict operators whose sizes are ints or integer arrays of shape ``(variants,)``.
+
+        ``footprint`` is the memory in bytes that a pass of their network touches.
 
         Operators without a handler get NaN: they have no price, and their reader must say so.
         """
@@ -119,7 +121,7 @@ class Predictor:
                 continue
             measured[chosen] = True
             overhead[chosen] = family.overhead_s
-            table = [roofline.features(self.model.roofs, specs[i], variants) for i in chosen]
+            table = [roofline.features(specs[i], variants, footprint) for i in chosen]
             x = _aligned(family, table)
             fine, distance = self._residual(name, family, x)
             residual[chosen] = fine.reshape(len(chosen), variants)

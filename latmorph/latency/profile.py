@@ -7,6 +7,7 @@ fitted model, as numbers) and ``measurements.csv.gz`` (raw samples). Nothing in 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -236,11 +237,14 @@ def _sha256(data: bytes) -> str:
 
 
 _COLUMNS = ("network", "visit", "row", "spec", "times_ns")
-_WHOLE, _REFERENCE = "whole", "reference"
+_FOOTPRINT, _WHOLE, _REFERENCE = "footprint_bytes", "whole", "reference"
 
 
 def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
-    """One row an operator, its position in ``row``; the OpSpec stands where it first occurs."""
+    """One row an operator, its position in ``row``; the OpSpec stands where it first occurs.
+
+    After a visit's operators come its footprint, its whole passes and its reference samples.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -255,6 +259,7 @@ def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
             seen.add((v.network, position))
             text_spec = spec.to_json() if first else ""
             writer.writerow((v.network, v.visit, position, text_spec, times(samples)))
+        writer.writerow((v.network, v.visit, _FOOTPRINT, "", v.footprint_bytes))
         writer.writerow((v.network, v.visit, _WHOLE, "", times(v.whole_s)))
         writer.writerow((v.network, v.visit, _REFERENCE, "", times(v.references_s)))
     return text.getvalue().encode()
@@ -275,13 +280,16 @@ def _read_visits(rows: Iterator[list[str]], specs: dict[tuple[int, int], OpSpec]
     here: list[OpSpec] = []
     times: list[tuple[float, ...]] = []
     whole: tuple[float, ...] = ()
+    footprint = 0
     for network_text, visit, row, spec, samples_text in rows:
         network = int(network_text)
         samples = tuple(int(s) * 1e-9 for s in samples_text.split())
-        if row == _WHOLE:
+        if row == _FOOTPRINT:
+            footprint = int(samples_text)
+        elif row == _WHOLE:
             whole = samples
         elif row == _REFERENCE:
-            yield Visit(network, int(visit), tuple(here), tuple(times), whole, samples)
+            yield Visit(network, int(visit), footprint, tuple(here), tuple(times), whole, samples)
             here, times, whole = [], [], ()
         else:
             key = (network, int(row))
@@ -298,13 +306,18 @@ def round_to_ns(visits: Iterable[Visit]) -> tuple[Visit, ...]:
         return tuple(round(t * 1e9) * 1e-9 for t in samples)
 
     return tuple(
-        Visit(v.network, v.visit, v.specs, tuple(ns(t) for t in v.times_s), ns(v.whole_s), ns(v.references_s))
+        dataclasses.replace(
+            v,
+            times_s=tuple(ns(t) for t in v.times_s),
+            whole_s=ns(v.whole_s),
+            references_s=ns(v.references_s),
+        )
         for v in visits
     )
 
 
 def user_folder() -> Path:
-    """Where profiles are saved: ``$LATMORPH_PROFILES``, or ``latmorph/profiles`` in the user's data folder."""
+    """Where profiles are saved: ``$LATMORPH_PROFILES``, or a folder in the user's data folder."""
     given = os.environ.get("LATMORPH_PROFILES")
     if given:
         return Path(given)

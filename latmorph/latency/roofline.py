@@ -34,8 +34,10 @@ def terms(roofs: Roofs, spec: OpSpec, variants: int) -> tuple[np.ndarray, np.nda
     return flops / roofs.peak_flops_per_s, moved / roofs.bandwidth_at(moved)
 
 
-def features(roofs: Roofs, spec: OpSpec, variants: int) -> tuple[list[str], np.ndarray]:
+def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], np.ndarray]:
     """Names and values, float64 of shape ``(variants, features)``, of what the residual depends on.
+
+    ``footprint`` is the memory in bytes that a pass of the whole network touches.
 
     Sizes stand as logarithms to base 2; channel counts also as remainders, since kernels run in blocks.
     """
@@ -49,6 +51,7 @@ def features(roofs: Roofs, spec: OpSpec, variants: int) -> tuple[list[str], np.n
         "bytes_parameters": _log(as_array(spec.parameter_bytes, variants)),
         "bytes_in": _log(as_array(spec.inputs[0].bytes, variants)),
         "bytes_out": _log(as_array(spec.out.bytes, variants)),
+        "footprint": _log(as_array(footprint, variants)),
         "batch": _log(as_array((*spec.out.shape, 1)[0], variants)),
         "width_in": _log(width_in),
         "width_out": _log(width_out),

@@ -43,9 +43,7 @@ class CostModel(ABC):
         chosen = graph.widths if widths is None else widths
         return float(self.evaluate(graph, chosen[None])[0])
 
-    def sweep(
-        self, graph: Graph, widths: np.ndarray, group: int, candidates: Sequence[int]
-    ) -> np.ndarray:
+    def sweep(self, graph: Graph, widths: np.ndarray, group: int, candidates: Sequence[int]) -> np.ndarray:
         """Change of the network's cost when one group's width becomes each candidate.
 
         ``widths`` has shape ``(groups,)``; the result has that of ``candidates``.
@@ -54,7 +52,7 @@ class CostModel(ABC):
         tried = np.repeat(widths[None], len(candidates) + 1, axis=0)
         tried[:-1, group] = candidates
         costs = self.sum_of(graph, tried, items)
-        return costs[:-1] - costs[-1]
+        return np.asarray(costs[:-1] - costs[-1])
 
     def marginal(self, graph: Graph, widths: np.ndarray) -> np.ndarray:
         """What one channel of each group is worth, in ``unit``, float64 of shape ``(groups,)``.
@@ -75,7 +73,7 @@ class CostModel(ABC):
 
 
 def candidate_widths(width: int, most: int = CANDIDATES) -> list[int]:
-    """Widths from 1 to ``width - 1``: all if they are few, else the nearest below, block edges, and a spread."""
+    """Widths from 1 to ``width - 1``: all if few, else the nearest below, block edges, and a spread."""
     if width - 1 <= most:
         return list(range(1, width))
     near = {width - 1, width - 2}
@@ -143,4 +141,6 @@ class LatencyCost(_OperatorCost):
         specs = graph.specs_at(widths, items)
         if not specs:
             return np.zeros(len(widths))
-        return np.asarray(self.profile.predictor(specs, len(widths)).total_s.sum(axis=0))
+        # The network's own footprint at all widths: so costs stay sums over operators.
+        prediction = self.profile.predictor(specs, graph.footprint_bytes, len(widths))
+        return np.asarray(prediction.total_s.sum(axis=0))

@@ -70,7 +70,7 @@ def expand(
 
 
 def with_widths(model: torch.nn.Module, graph: Graph, widths: np.ndarray) -> torch.nn.Module:
-    """A copy of ``model`` at the given widths, of shape ``(groups,)``: first channels kept, new ones added."""
+    """A copy of ``model`` at widths of shape ``(groups,)``: first channels kept, new ones added."""
     changes: dict[str, dict[int, np.ndarray]] = {}
     owners: dict[tuple[str, int], dict[int, np.ndarray]] = {}
     for g, group in enumerate(graph.groups):

@@ -73,9 +73,7 @@ class Channels:
             [_Part(parameters[m.parameter], m, width) for m in path.members] for path in paths
         ]
         with torch.no_grad():
-            self.scales = [
-                float(_sum([p.squares() for p in parts]).mean()) or 1.0 for parts in self.parts
-            ]
+            self.scales = [float(_sum([p.squares() for p in parts]).mean()) or 1.0 for parts in self.parts]
 
     def importance(self) -> torch.Tensor:
         """Importance of every channel, of shape ``(width,)``; differentiable."""

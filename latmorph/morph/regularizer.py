@@ -265,9 +265,7 @@ class Regularizer:
             widths[g] = mask.sum()
         return widths
 
-    def _select(
-        self, alive: dict[int, np.ndarray], importance: dict[int, np.ndarray], target: float
-    ) -> None:
+    def _select(self, alive: dict[int, np.ndarray], importance: dict[int, np.ndarray], target: float) -> None:
         """Remove the least important channels for their price until the cost is at most the target's."""
         limit = target * self.parent_cost
         while self.cost.total(self.graph, self._widths_of(alive)) > limit:
@@ -280,9 +278,7 @@ class Regularizer:
             if not candidates:
                 raise TargetError(f"{self.cost.name}: the target {target:g} cannot be reached")
             candidates.sort()
-            removed = 0
-            for _, g, c in candidates[: max(1, len(candidates) // 50)]:
+            for k, (_, g, c) in enumerate(candidates[: max(1, len(candidates) // 50)]):
                 alive[g][c] = False
-                removed += 1
-                if removed % 4 == 0 and self.cost.total(self.graph, self._widths_of(alive)) <= limit:
+                if k % 4 == 3 and self.cost.total(self.graph, self._widths_of(alive)) <= limit:
                     break

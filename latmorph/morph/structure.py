@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,9 +85,7 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             FORMAT,
             VERSION,
             graph.fingerprint,
-            tuple(
-                InputSpec(graph.tensors[t].shape, graph.tensors[t].dtype) for t in graph.inputs
-            ),
+            tuple(InputSpec(graph.tensors[t].shape, graph.tensors[t].dtype) for t in graph.inputs),
             {
                 graph.groups[g].name: Kept(
                     graph.groups[g].width,
@@ -145,7 +144,7 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _validate(self, path: Path) -> None:
         def check(what: str, size: int, kept: tuple[int, ...]) -> None:
-            ascending = all(a < b for a, b in zip(kept, kept[1:], strict=False))
+            ascending = all(a < b for a, b in itertools.pairwise(kept))
             if not kept or not ascending or kept[0] < 0 or kept[-1] >= size:
                 raise StructureError(f"{path}: damaged (kept indices of {what} are not in 0..{size - 1})")
 

@@ -13,9 +13,7 @@ from latmorph.errors import UsageError
 from latmorph.latency.profile import Profile
 
 
-def measure(
-    model: torch.nn.Module, inputs: Sequence[Any], profile: Profile, *, passes: int = 15
-) -> Timing:
+def measure(model: torch.nn.Module, inputs: Sequence[Any], profile: Profile, *, passes: int = 15) -> Timing:
     """Time ``model(*inputs)`` in eval mode on the profile's device, runtime and number of threads.
 
     The result's ``time_s`` is in seconds of the calm machine; raw samples are kept beside it. The model
@@ -44,9 +42,7 @@ def measure_together(
     }
     reference = None if profile.mismatch else profile.header.reference_s
     try:
-        with open_backend(
-            of.device, runtime=of.runtime, dtype=of.dtype, threads=of.threads
-        ) as backend:
+        with open_backend(of.device, runtime=of.runtime, dtype=of.dtype, threads=of.threads) as backend:
             return time_calls(backend, calls, passes=passes, reference_s=reference)
     finally:
         for module, training in modes:

@@ -1,0 +1,199 @@
+"""Tables for people. What a machine reads is ``--json``, from :func:`plain`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from latmorph.device.timing import Timing
+from latmorph.latency.estimate import Estimate
+from latmorph.latency.profile import Header, Profile
+
+if TYPE_CHECKING:
+    from latmorph.demo import DemoResult
+
+
+def time_text(seconds: float) -> str:
+    """Seconds with a fitting unit and three significant digits."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
+        if abs(seconds) * factor >= 1 or unit == "us":
+            return f"{_three(seconds * factor)} {unit}"
+    raise AssertionError
+
+
+def count_text(value: float, unit: str = "") -> str:
+    """A count with a decimal prefix and three significant digits."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{_three(value / factor)} {prefix}{unit}".strip()
+    return f"{value:g} {unit}".strip()
+
+
+def _three(value: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{digits}f}"
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and structs as dicts and lists, for JSON; times that are not known become null."""
+    import msgspec
+
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, msgspec.Struct):
+        return plain(msgspec.structs.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def estimate_table(estimate: Estimate, rows: int | None) -> Table:
+    """Operators by their share of the total, the largest ``rows`` of them (all if None)."""
+    table = Table(title=f"predicted {time_text(estimate.total_s)}, {interval_text(estimate)}")
+    for name in ("module", "operator"):
+        table.add_column(name, overflow="fold")
+    for name in ("FLOPs", "compute", "memory", "overhead", "total", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("bound", no_wrap=True)
+    ordered = sorted(estimate.ops, key=lambda op: -op.total_s)
+    shown = ordered if rows is None else ordered[:rows]
+    for op in shown:
+        table.add_row(
+            op.module or op.name,
+            op.kind,
+            count_text(op.flops) if op.flops else "",
+            time_text(op.compute_s) if op.flops else "",
+            time_text(op.memory_s),
+            time_text(op.overhead_s),
+            time_text(op.total_s),
+            f"{100 * op.total_s / estimate.total_s:.1f} %",
+            op.bound,
+        )
+    rest = sum(op.total_s for op in ordered[len(shown) :])
+    if rest:
+        share = f"{100 * rest / estimate.total_s:.1f} %"
+        left = len(ordered) - len(shown)
+        table.add_row(f"{left} others", "", "", "", "", "", time_text(rest), share, "")
+    return table
+
+
+def interval_text(estimate: Estimate) -> str:
+    """The 90 % interval in words."""
+    low, high = estimate.interval_s
+    return f"90 % interval {time_text(low)} to {time_text(high)}"
+
+
+def measure_table(estimate: Estimate, timing: Timing) -> Table:
+    """Predicted beside measured."""
+    table = Table()
+    for name in ("predicted", "90 % interval", "measured", "error", "raw median", "spread", "passes"):
+        table.add_column(name, justify="right")
+    low, high = estimate.interval_s
+    table.add_row(
+        time_text(estimate.total_s),
+        f"{time_text(low)} to {time_text(high)}",
+        time_text(timing.time_s),
+        f"{100 * (estimate.total_s / timing.time_s - 1):+.1f} %",
+        time_text(timing.median_s),
+        f"{100 * timing.spread:.1f} %",
+        str(len(timing.samples_s)),
+    )
+    return table
+
+
+def profiles_table(headers: Sequence[tuple[Header, bool]]) -> Table:
+    """All profiles; a star marks those of this machine."""
+    table = Table(caption="* of this machine")
+    for name in ("profile", "processor", "runtime", "dtype", "threads", "created"):
+        table.add_column(name, overflow="fold")
+    table.add_column("held-out error", justify="right")
+    for header, here in headers:
+        of = header.fingerprint
+        table.add_row(
+            f"{header.name} {'*' if here else ''}",
+            of.name,
+            f"{of.runtime}, {of.runtime_version}",
+            of.dtype,
+            str(of.threads),
+            header.created[:10],
+            f"{header.validation.median_error_percent:.1f} %",
+        )
+    return table
+
+
+def profile_tables(profile: Profile) -> list[Table]:
+    """One profile: what it is of, its roofs, and its held-out errors by family."""
+    header, model = profile.header, profile.model
+    of, checked = header.fingerprint, header.validation
+    about = Table(title=header.name, show_header=False)
+    about.add_column()
+    about.add_column()
+    for key, text in (
+        ("processor", f"{of.name}, {of.cores} cores, {' '.join(of.features)}"),
+        ("runtime", f"{of.runtime}, {of.runtime_version}, {of.dtype}, {of.threads} thread(s)"),
+        ("measured", f"{header.operators} operators in {header.visits} network visits, {header.created}"),
+        ("peak", count_text(model.roofs.peak_flops_per_s, "FLOP/s")),
+        *(
+            (f"bandwidth at {count_text(size, 'B')}", count_text(rate, "B/s"))
+            for size, rate in model.roofs.bandwidth[::3]
+        ),
+        ("overhead of a call", time_text(model.roofs.overhead_s)),
+        (
+            "channel blocks (in, out)",
+            ", ".join(f"{kind} {a}, {b}" for kind, (a, b) in model.roofs.blocks.items()),
+        ),
+        (
+            "held-out networks",
+            f"{checked.held_out_networks}: median error {checked.median_error_percent:.1f} %, "
+            f"{checked.within_10_percent:.0f} % within 10 %, "
+            f"90 % interval covers {checked.coverage_percent:.0f} %",
+        ),
+    ):
+        about.add_row(key, text)
+    errors = Table(title="held-out error by operator family")
+    errors.add_column("family")
+    for name in ("operators", "mean error", "median error", "overhead"):
+        errors.add_column(name, justify="right")
+    for name, family in checked.families.items():
+        errors.add_row(
+            name,
+            str(family.operators),
+            f"{family.mean_error_percent:.1f} %",
+            f"{family.median_error_percent:.1f} %",
+            time_text(model.families[name].overhead_s),
+        )
+    return [about, errors]
+
+
+def demo_table(result: DemoResult) -> Table:
+    """The demo's networks side by side."""
+    parent = result.rows[0]
+    table = Table(
+        title=f"Target: {result.target:g} of the parent's FLOPs or latency, on {result.device}",
+        caption=f"latency of a batch; ratios to the parent; {result.test_images} test images",
+    )
+    table.add_column("network")
+    for name in ("accuracy", "FLOPs", "parameters", "predicted", "measured", "ratio", "spread"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result.rows:
+        table.add_row(
+            row.name,
+            f"{row.accuracy_percent:.1f} %",
+            f"{count_text(row.flops)} ({row.flops / parent.flops:.2f})",
+            count_text(row.parameters),
+            f"{time_text(row.predicted_s)} ({row.predicted_s / parent.predicted_s:.2f})",
+            time_text(row.measured_s),
+            f"{row.measured_s / parent.measured_s:.2f}",
+            f"{100 * row.measured_spread:.1f} %",
+        )
+    return table
