@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from latmorph.graph.graph import ChannelGroup, Graph, Member
     from latmorph.latency.estimate import Estimate
     from latmorph.latency.profile import Profile, load_profile
-    from latmorph.report.measured import measure
     from latmorph.morph.cost import CostModel, FlopCost, LatencyCost, ParameterCost
     from latmorph.morph.expand import expand
     from latmorph.morph.regularizer import Regularizer
     from latmorph.morph.structure import Structure, shrink
+    from latmorph.report.measured import measure
 
 _HOME = {
     "capture": "graph.capture",

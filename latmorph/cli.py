@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latmorph._version import __version__
-from latmorph.errors import LatmorphError, UsageError
+from latmorph.errors import LatmorphError, LatmorphWarning, ProfileMismatchWarning, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, UserWarning):
+    # A mismatch is said beside the figures that it concerns; other libraries' warnings are not the user's.
+    if issubclass(category, LatmorphWarning) and not issubclass(category, ProfileMismatchWarning):
         print(f"latmorph: {message}", file=sys.stderr)
 
 
@@ -145,7 +146,7 @@ def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
 
 
 def _profile(args: argparse.Namespace) -> None:
-    from latmorph.device.backend import open_backend
+    from latmorph.device.registry import open_backend
     from latmorph.latency.profile import user_folder
     from latmorph.latency.profiling import DEFAULT_BUDGET_S, QUICK_BUDGET_S, run_profile
     from latmorph.report.tables import profile_tables
@@ -188,8 +189,8 @@ def _profiles(args: argparse.Namespace) -> None:
             _print_json({"profile": profile.header, "roofs": profile.model.roofs})
         else:
             _print_tables(*profile_tables(profile))
-            for difference in profile.mismatch:
-                _note(f"of another machine: {difference}")
+            for note in profile.notes:
+                _note(f"note: {note}")
         return
     rows = []
     for folder in list_profiles().values():
@@ -240,10 +241,10 @@ def _measure(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     from latmorph.demo import run_demo, save_result
-    from latmorph.device.backend import open_backend
+    from latmorph.device.registry import open_backend
     from latmorph.latency.profiling import QUICK_BUDGET_S, run_profile
     from latmorph.report.plots import draw_widths
-    from latmorph.report.tables import demo_table, time_text
+    from latmorph.report.tables import comparison_table, time_text
 
     out: Path = args.output
     if not 0 < args.target < 1:
@@ -260,16 +261,16 @@ def _demo(args: argparse.Namespace) -> None:
         result = run_demo(profile, target=args.target, data=args.data, seed=args.seed, say=progress)
     save_result(result, out / "result.json")
     draw_widths(
-        {row.name: row.widths for row in result.rows},
+        {row.name: row.widths for row in result.networks},
         out / "widths.png",
-        {r.name: f"{time_text(r.measured_s)}, {r.accuracy_percent:.1f} %" for r in result.rows},
+        {r.name: f"{time_text(r.measured_s)}, {r.accuracy_percent:.1f} %" for r in result.networks},
     )
     if args.json:
         _print_json(result)
     else:
-        _print_tables(demo_table(result))
+        _print_tables(comparison_table(result))
         for note in result.notes:
-            _note(f"note: the profile is of another machine: {note}")
+            _note(f"note: {note}")
         print(f"picture {out / 'widths.png'}, raw figures {out / 'result.json'}")
 
 

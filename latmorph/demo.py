@@ -6,7 +6,6 @@ to the same target, shrink, fine-tune, and measure both beside the parent and a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,14 @@ import torch
 from torch import nn
 
 from latmorph.data.fashion import Images, read_folder, read_subset
-from latmorph.device.timing import Timing
 from latmorph.files import write_whole
 from latmorph.graph.capture import capture
-from latmorph.graph.graph import Graph
 from latmorph.latency.profile import Profile
 from latmorph.morph.cost import CostModel, FlopCost, LatencyCost
 from latmorph.morph.expand import widest, with_widths
 from latmorph.morph.regularizer import Regularizer
-from latmorph.morph.structure import Structure, shrink
+from latmorph.morph.structure import shrink
+from latmorph.report.comparison import Comparison, compared
 from latmorph.report.measured import measure_together
 
 BATCH = 100
@@ -74,35 +72,6 @@ class SmallResNet(nn.Module):
         x = self.block3(self.block2(self.block1(x)))
         logits: torch.Tensor = self.head(x.mean(dim=(2, 3)))
         return logits
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One network of the demo's table. Times are seconds a batch of 32 images."""
-
-    name: str
-    accuracy_percent: float
-    flops: int
-    parameters: int
-    predicted_s: float
-    predicted_interval_s: tuple[float, float]
-    measured_s: float
-    measured_median_s: float
-    measured_spread: float
-    samples_s: tuple[float, ...]
-    widths: dict[str, int]
-
-
-class DemoResult(msgspec.Struct, frozen=True):
-    """What the demo found."""
-
-    profile: str
-    device: str
-    target: float
-    train_images: int
-    test_images: int
-    seed: int
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass
@@ -175,7 +144,7 @@ def run_demo(
     schedule: Schedule | None = None,
     seed: int = 0,
     say: Say | None = None,
-) -> DemoResult:
+) -> Comparison:
     """Train, learn both structures, shrink, fine-tune and measure. ``data`` is a folder of idx files."""
     schedule = Schedule() if schedule is None else schedule
     tell: Say = say if say is not None else lambda fraction, text: None
@@ -207,16 +176,19 @@ def run_demo(
     tell(0.92, "measuring")
     order = ("parent", "uniform width", "FLOP-targeted", "latency-targeted")
     timings = measure_together({n: (networks[n], (x,)) for n in order}, profile, passes=40)
-    rows = tuple(_row(n, networks[n], x, store, profile, graph, timings[n]) for n in order)
-    return DemoResult(
+    rows = tuple(
+        compared(n, networks[n], (x,), profile, graph, timings[n], store.accuracy(networks[n])) for n in order
+    )
+    return Comparison(
         profile.name,
         profile.fingerprint.name,
         target,
+        LATENCY_BATCH,
         len(images.train_images),
         len(images.test_images),
         seed,
         rows,
-        profile.mismatch,
+        profile.notes,
     )
 
 
@@ -257,41 +229,6 @@ def _morph(
     return small
 
 
-def _row(
-    name: str,
-    model: nn.Module,
-    x: torch.Tensor,
-    store: _Data,
-    profile: Profile,
-    parent: Graph,
-    timing: Timing,
-) -> Row:
-    graph = capture(model, (x,))
-    predicted = profile.predict(graph)
-    names = [parent.groups[g].name for g in parent.prunable]
-    return Row(
-        name,
-        store.accuracy(model),
-        graph.flops,
-        graph.parameters,
-        predicted.total_s,
-        predicted.interval_s,
-        timing.time_s,
-        timing.median_s,
-        timing.spread,
-        timing.samples_s,
-        {n: graph.groups[graph.group(n)].width for n in names},
-    )
-
-
-def save_result(result: DemoResult, path: Path) -> None:
+def save_result(result: Comparison, path: Path) -> None:
     """Write the result as JSON, whole or not at all."""
     write_whole(path, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-
-
-def seconds_since(start: float) -> float:
-    """Seconds on the wall since ``start`` of :func:`time.perf_counter`."""
-    return time.perf_counter() - start
-
-
-__all__ = ["DemoResult", "Row", "Schedule", "SmallResNet", "Structure", "run_demo", "save_result"]

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+class LatmorphWarning(UserWarning):
+    """Base of every warning that latmorph gives on purpose."""
+
+
+class ProfileMismatchWarning(LatmorphWarning):
+    """A profile of another machine stands in for one of this machine; its estimates say so too."""
+
+
 class LatmorphError(Exception):
     """Base of every error that latmorph raises on purpose."""
 

@@ -87,6 +87,10 @@ class Handler:
         """A module that takes the operands that are not parameters, in order, and runs the operator."""
         return _aten_call(self.target(spec), spec, parameter)
 
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        """Whether a channel that is zero in every activation it reads is zero in what it writes."""
+        return True
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         """How the operator ties the channels of its operands. By default: frozen, by name."""
         freeze_everything(spec, io, f"operator {spec.kind} has no channel rule")
@@ -271,6 +275,17 @@ class Elementwise(Handler):
         *("hardsigmoid", "hardswish", "tanh", "softplus", "exp", "log", "sqrt", "rsqrt", "neg"),
         *("abs", "clamp", "clamp_min", "square", "reciprocal", "sin", "cos", "erf", "log_sigmoid"),
     )
+    moves_zero = frozenset(
+        {"sigmoid", "hardsigmoid", "softplus", "exp", "log", "rsqrt", "reciprocal", "cos", "log_sigmoid"}
+    )
+
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        kind = spec.kind
+        if kind in ("hardtanh", "clamp", "clamp_min"):
+            low = spec.attr("min_val", spec.attr("min", -1.0))
+            high = spec.attr("max_val", spec.attr("max", 1.0))
+            return all(isinstance(v, int | float) for v in (low, high)) and low <= 0 <= high
+        return kind not in self.moves_zero
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         io.output([io.axis(0, a) for a in range(len(spec.out.shape))])
@@ -285,8 +300,18 @@ class Binary(Handler):
         smallest = spec.inputs[-1].numel
         return {"operands": len(spec.inputs), "numel_last": smallest}
 
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        if spec.kind in ("mul", "div"):
+            return True
+        # The sum of two activations of one shape: the other's channel is tied to this one, and zero too.
+        alike = len(spec.inputs) == 2 and spec.inputs[0].shape == spec.inputs[1].shape
+        return alike and spec.kind not in ("pow", "rsub") and not any(t.parameter for t in spec.inputs)
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         rank = len(spec.out.shape)
+        if spec.kind == "div" and len(spec.inputs) == 2 and not spec.inputs[1].parameter:
+            for axis in range(len(spec.inputs[1].shape)):
+                io.freeze(io.axis(1, axis), "divided by these channels")
         axes: list[Labels] = []
         for axis in range(rank):
             size, merged, seen = spec.out.shape[axis], None, False
@@ -312,9 +337,9 @@ def _all_fixed(spec: OpSpec, axis: int, size: int, io: AxisLabels) -> bool:
     rank = len(spec.out.shape)
     for i, tensor in enumerate(spec.inputs):
         own = axis - (rank - len(tensor.shape))
-        if not tensor.parameter and own >= 0 and tensor.shape[own] == size:
-            if io.axis(i, own) is not None:
-                return False
+        sized = not tensor.parameter and own >= 0 and tensor.shape[own] == size
+        if sized and io.axis(i, own) is not None:
+            return False
     return True
 
 
@@ -328,6 +353,9 @@ class BatchNorm(Handler):
         "running_mean": "statistic",
         "running_var": "statistic",
     }
+
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        return spec.operand("weight") is not None  # scale and shift are zero together
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         x = io.axis(0, 1)
@@ -376,6 +404,9 @@ class Reduce(Handler):
     """Reductions over ``dim``. Other axes pass through; a reduced channel axis freezes."""
 
     aten = ("mean", "sum", "amax", "amin", "softmax", "log_softmax")
+
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        return not spec.kind.endswith("softmax")
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         rank = len(spec.inputs[0].shape)
@@ -427,6 +458,9 @@ class Pad(Handler):
     """Padding of the trailing axes."""
 
     aten = ("pad", "constant_pad_nd")
+
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        return spec.attr("mode", "constant") != "constant" or not spec.attr("value")
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         axes = [io.axis(0, a) for a in range(len(spec.out.shape))]

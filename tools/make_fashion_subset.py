@@ -23,6 +23,7 @@ def first_of_each_class(images: np.ndarray, labels: np.ndarray, count: int) -> t
 
 
 def main() -> None:
+    """Run from the command line."""
     full = read_folder(Path(sys.argv[1]))
     train = first_of_each_class(full.train_images, full.train_labels, TRAIN_PER_CLASS)
     test = first_of_each_class(full.test_images, full.test_labels, TEST_PER_CLASS)

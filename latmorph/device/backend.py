@@ -1,4 +1,4 @@
-"""The interface of a backend, and the list of backends."""
+"""The interface of a backend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from latmorph.device.fingerprint import Fingerprint
-from latmorph.errors import DeviceError
 from latmorph.opspec import Step
 
 
@@ -56,25 +55,3 @@ class Backend(ABC):
         trace: TracebackType | None,
     ) -> None:
         return None
-
-
-DEVICES = ("cpu", "cuda")
-RUNTIMES = ("eager",)
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-def open_backend(device: str, *, runtime: str = "eager", dtype: str = "float32", threads: int = 1) -> Backend:
-    """The backend for a device's name. Raises DeviceError when there is none here."""
-    if device not in DEVICES:
-        raise DeviceError(f"unknown device {device!r}: use one of {', '.join(DEVICES)}")
-    if runtime not in RUNTIMES:
-        raise DeviceError(f"unknown runtime {runtime!r}: use one of {', '.join(RUNTIMES)}")
-    if dtype not in DTYPES:
-        raise DeviceError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    if threads < 1:
-        raise DeviceError(f"threads must be at least 1, got {threads}")
-    from latmorph.device.eager import CpuEager, CudaEager
-
-    if device == "cpu":
-        return CpuEager(dtype=dtype, threads=threads)
-    return CudaEager(dtype=dtype)

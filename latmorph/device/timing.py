@@ -341,8 +341,8 @@ def time_calls(
     """Time several callables side by side: in every pass each has one turn, in random order.
 
     In its turn a callable runs once untimed, so that it finds the caches as its own last run left them,
-    then timed, with the reference on both sides. ``reference_s`` is the reference's calm time that a profile knows for this same machine; without
-    it the smallest seen here is taken.
+    then timed, with the reference on both sides. ``reference_s`` is the reference's calm time that a
+    profile knows for this same machine; without it the smallest seen here is taken.
     """
     random = np.random.default_rng(seed)
     names = list(calls)

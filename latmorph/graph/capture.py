@@ -104,11 +104,8 @@ class _Reader:
 
     def graph(self, allow_unknown: bool) -> Graph:
         signature = self.exported.graph_signature
-        names = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        given = set(signature.user_inputs)
         inputs: list[int] = []
         outputs: list[int] = []
         for node in self.exported.graph.nodes:
@@ -118,7 +115,7 @@ class _Reader:
                     self.values[node] = self._tensor(
                         value, names.get(node.name), node.name in signature.inputs_to_parameters
                     )
-                    if node.name not in names:
+                    if node.name in given:
                         inputs.append(self.values[node])
             elif node.op == "call_function" and node.target is operator.getitem:
                 source = self.values.get(node.args[0])
@@ -133,7 +130,7 @@ class _Reader:
                 outputs = [t for arg in _nodes(node.args) for t in _ids(self.values.get(arg))]
         if self.unknown and not allow_unknown:
             raise UnknownOperatorError(self.unknown)
-        groups, axes = find_groups(self.nodes, self.tensors, outputs)
+        groups, axes = find_groups(self.nodes, self.tensors, inputs, outputs)
         return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), groups, axes)
 
     def _tensor(self, value: torch.Tensor, parameter: str | None = None, trainable: bool = False) -> int:

@@ -18,12 +18,13 @@ Axes = dict[tuple[int, int], tuple[tuple[int, int], ...]]
 
 
 def find_groups(
-    nodes: Sequence[Node], tensors: Sequence[Tensor], outputs: Sequence[int]
+    nodes: Sequence[Node], tensors: Sequence[Tensor], inputs: Sequence[int], outputs: Sequence[int]
 ) -> tuple[tuple[ChannelGroup, ...], Axes]:
     """Channel groups in execution order, and the groups along every labelled (tensor, axis)."""
     atoms = _Atoms(tensors)
+    given = frozenset(inputs)
     for node in nodes:
-        ops.handler_of(node.spec.kind).channels(node.spec, _NodeAxes(atoms, node))
+        ops.handler_of(node.spec.kind).channels(node.spec, _NodeAxes(atoms, node, given))
     for tensor in outputs:
         for axis in range(len(tensors[tensor].shape)):
             atoms.freeze(atoms.labels.get((tensor, axis)), "the network's output")
@@ -61,9 +62,9 @@ class _Atoms:
             self.roles[key] = role
         return found
 
-    def tie(self, a: np.ndarray | None, b: np.ndarray | None, where: str) -> None:
+    def tie(self, a: np.ndarray | None, b: np.ndarray | None, where: str, unlabelled: str) -> None:
         if a is None or b is None:
-            self.freeze(b if a is None else a, f"{where} meets an axis without channels")
+            self.freeze(b if a is None else a, f"{where} {unlabelled}")
         elif len(a) != len(b):
             self.freeze(a, f"{where} ties axes of different sizes")
             self.freeze(b, f"{where} ties axes of different sizes")
@@ -160,9 +161,11 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class _NodeAxes:
     """The :class:`latmorph.ops.AxisLabels` of one node."""
 
-    def __init__(self, atoms: _Atoms, node: Node) -> None:
+    def __init__(self, atoms: _Atoms, node: Node, inputs: frozenset[int]) -> None:
         self.atoms = atoms
         self.node = node
+        reads_input = any(t in inputs for t in node.inputs)
+        self.unlabelled = "reads the network's input" if reads_input else "meets an axis without channels"
 
     def axis(self, operand: int, axis: int, role: str = "elementwise") -> np.ndarray | None:
         tensor = self.node.inputs[operand]
@@ -172,7 +175,7 @@ class _NodeAxes:
 
     def tie(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
         if a is not None or b is not None:
-            self.atoms.tie(a, b, self.node.module or self.node.spec.kind)
+            self.atoms.tie(a, b, self.node.module or self.node.spec.kind, self.unlabelled)
 
     def freeze(self, labels: np.ndarray | None, reason: str) -> None:
         self.atoms.freeze(labels, reason)

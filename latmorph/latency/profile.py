@@ -25,7 +25,7 @@ import msgspec
 
 from latmorph.device.fingerprint import Fingerprint
 from latmorph.device.timing import Visit
-from latmorph.errors import ProfileError
+from latmorph.errors import LatmorphWarning, ProfileError, ProfileMismatchWarning
 from latmorph.files import write_whole
 from latmorph.latency.estimate import Estimate, GraphLike, estimate
 from latmorph.latency.fit import Validation
@@ -93,10 +93,19 @@ class Profile:
         """How this machine differs from the profile's; empty when its predictions are of this machine."""
         return tuple(mismatch(self.fingerprint))
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of this profile's predictions must know: that they are of another machine."""
+        if not self.mismatch:
+            return ()
+        return (
+            f"profile {self.name} is of another machine ({'; '.join(self.mismatch)}): run "
+            f"'latmorph profile --device {self.fingerprint.device}' for predictions of this one",
+        )
+
     def predict(self, graph: GraphLike) -> Estimate:
         """Predicted latency of a captured network, in seconds, with its parts and its interval."""
-        notes = [f"the profile is of another machine: {d}" for d in self.mismatch]
-        return estimate(self.predictor, graph, notes)
+        return estimate(self.predictor, graph, self.notes)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Profile):
@@ -134,7 +143,7 @@ def mismatch(fingerprint: Fingerprint) -> list[str]:
     """How this machine differs from a fingerprint, in words; the number of threads is the user's choice."""
     if fingerprint.device == "simulated":
         return []
-    from latmorph.device.backend import open_backend
+    from latmorph.device.registry import open_backend
     from latmorph.errors import DeviceError
 
     try:
@@ -348,7 +357,7 @@ def load_profile(name: str | Path) -> Profile:
     When the only profiles of a device are of other machines, the closest is loaded, with a warning;
     its estimates say so too. Raises ProfileError when there is none, or when it is damaged.
     """
-    from latmorph.device.backend import DEVICES
+    from latmorph.device.registry import DEVICES
 
     if isinstance(name, str) and name in DEVICES:
         return _newest(name)
@@ -373,23 +382,20 @@ def _newest(device: str) -> Profile:
         try:
             header = read_header(folder)
         except ProfileError as error:
-            warnings.warn(f"profile passed over: {error}", stacklevel=3)
+            warnings.warn(f"profile passed over: {error}", LatmorphWarning, stacklevel=3)
             continue
         if header.fingerprint.device == device:
-            # Fewest differences from here, then the fewest threads (the calmest), then the newest.
-            differences = len(mismatch(header.fingerprint))
-            candidates.append((differences, header.fingerprint.threads, header.created, folder))
+            # Fewest differences from here, then the usual dtype, the fewest threads, and the newest.
+            of = header.fingerprint
+            rank = (len(mismatch(of)), of.dtype != "float32", of.threads)
+            candidates.append((rank, header.created, folder))
     if not candidates:
         raise ProfileError(
             f"no profile of a {device} device: make one with 'latmorph profile --device {device}'"
         )
-    best = min(candidates, key=lambda c: c[:2])[:2]
-    _, _, _, folder = max((c for c in candidates if c[:2] == best), key=lambda c: c[2])
+    best = min(rank for rank, _, _ in candidates)
+    _, folder = max((created, folder) for rank, created, folder in candidates if rank == best)
     profile = open_profile(folder)
-    if profile.mismatch:
-        warnings.warn(
-            f"no profile of this machine; {profile.name} is of another ({'; '.join(profile.mismatch)}). "
-            f"Run 'latmorph profile --device {device}' for predictions of this one",
-            stacklevel=3,
-        )
+    for note in profile.notes:
+        warnings.warn(f"no profile of this machine; {note}", ProfileMismatchWarning, stacklevel=3)
     return profile

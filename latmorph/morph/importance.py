@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from latmorph import ops
 from latmorph.graph.graph import ChannelGroup, Graph, Member
 
 
@@ -42,6 +43,17 @@ def paths_of(graph: Graph, group: ChannelGroup) -> tuple[Path, ...]:
     return tuple(paths)
 
 
+def readers_to_silence(graph: Graph, g: int) -> tuple[Member, ...]:
+    """The weights that read a group's channels, where a channel that carries zero arrives as something else.
+
+    Behind a sigmoid, say, a dead channel is a constant: what reads it must be zero as well.
+    """
+    specs = (graph.nodes[n].spec for n in graph.nodes_of_group[g])
+    if all(ops.handler_of(spec.kind).keeps_zero(spec) for spec in specs):
+        return ()
+    return tuple(m for m in graph.groups[g].members if m.role == "input")
+
+
 def _normed_producers(graph: Graph) -> set[str]:
     """Weights whose output is read by batch norms with a scale, and by nothing else."""
     readers: dict[int, list[bool]] = {t: [False] for t in graph.outputs}
@@ -67,8 +79,19 @@ class Channels:
     its layer's scale.
     """
 
-    def __init__(self, paths: Sequence[Path], parameters: dict[str, torch.Tensor], width: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        parameters: dict[str, torch.Tensor],
+        width: int,
+        silenced: Sequence[Member] = (),
+    ) -> None:
         self.width = width
+        self._silenced = [
+            (parameters[m.parameter], m.axis, torch.as_tensor(m.indices.copy(), device=d))
+            for m in silenced
+            for d in [parameters[m.parameter].device]
+        ]
         self.parts: list[list[_Part]] = [
             [_Part(parameters[m.parameter], m, width) for m in path.members] for path in paths
         ]
@@ -89,6 +112,11 @@ class Channels:
         for parts in self.parts:
             for part in parts:
                 part.multiply(factor)
+
+    def silence(self, dead: torch.Tensor) -> None:
+        """Make what reads dead channels zero, where they would not arrive as zeros; ``dead`` is a mask."""
+        for tensor, axis, indices in self._silenced:
+            tensor.index_fill_(axis, indices[dead].ravel(), 0.0)
 
 
 def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:

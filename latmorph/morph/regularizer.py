@@ -12,7 +12,7 @@ from latmorph.errors import TargetError, UsageError
 from latmorph.graph.capture import capture
 from latmorph.morph.controller import Controller
 from latmorph.morph.cost import CostModel
-from latmorph.morph.importance import Channels, paths_of
+from latmorph.morph.importance import Channels, paths_of, readers_to_silence
 from latmorph.morph.structure import Structure
 
 DEAD = 1e-2
@@ -76,7 +76,8 @@ class Regularizer:
         for g in self.graph.prunable:
             paths = paths_of(self.graph, self.graph.groups[g])
             if paths:
-                self._channels[g] = Channels(paths, parameters, self.graph.groups[g].width)
+                width = self.graph.groups[g].width
+                self._channels[g] = Channels(paths, parameters, width, readers_to_silence(self.graph, g))
         self.alive: dict[int, torch.Tensor] = {
             g: torch.ones(c.width, dtype=torch.bool, device=c.parts[0][0].tensor.device)
             for g, c in self._channels.items()
@@ -213,6 +214,7 @@ class Regularizer:
             elif bool(alive.all()):
                 continue
             channels.multiply(factor)
+            channels.silence(~alive)
         if dying:
             self._let_die(dying)
 
@@ -231,6 +233,7 @@ class Regularizer:
                 chosen[torch.argmax(torch.where(self.alive[g], importance, -1.0))] = False
             self.alive[g] = self.alive[g] & ~chosen
             self._channels[g].multiply((~chosen).to(torch.float32))
+            self._channels[g].silence(chosen)
         if self._controller is not None:
             self._fraction = self.cost.total(self.graph, self._alive_widths()) / self.parent_cost
 

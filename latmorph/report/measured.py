@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from latmorph.device.backend import open_backend
+from latmorph.device.registry import open_backend
 from latmorph.device.timing import Timing, time_calls
 from latmorph.errors import UsageError
 from latmorph.latency.profile import Profile

@@ -14,7 +14,7 @@ from latmorph.latency.estimate import Estimate
 from latmorph.latency.profile import Header, Profile
 
 if TYPE_CHECKING:
-    from latmorph.demo import DemoResult
+    from latmorph.report.comparison import Comparison
 
 
 def time_text(seconds: float) -> str:
@@ -175,17 +175,18 @@ def profile_tables(profile: Profile) -> list[Table]:
     return [about, errors]
 
 
-def demo_table(result: DemoResult) -> Table:
-    """The demo's networks side by side."""
-    parent = result.rows[0]
+def comparison_table(result: Comparison) -> Table:
+    """Networks side by side."""
+    parent = result.networks[0]
     table = Table(
         title=f"Target: {result.target:g} of the parent's FLOPs or latency, on {result.device}",
-        caption=f"latency of a batch; ratios to the parent; {result.test_images} test images",
+        caption=f"latency of a batch of {result.batch}; ratios to the parent; "
+        f"{result.test_images} test images",
     )
     table.add_column("network")
     for name in ("accuracy", "FLOPs", "parameters", "predicted", "measured", "ratio", "spread"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in result.rows:
+    for row in result.networks:
         table.add_row(
             row.name,
             f"{row.accuracy_percent:.1f} %",
