@@ -240,8 +240,9 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from latmorph.demo import run_demo, save_result
+    from latmorph.demo import FOCUS_VARIANTS, demo_graph, run_demo, save_result
     from latmorph.device.registry import open_backend
+    from latmorph.graph.variants import variants
     from latmorph.latency.profiling import QUICK_BUDGET_S, run_profile
     from latmorph.report.plots import draw_widths
     from latmorph.report.tables import comparison_table, time_text
@@ -255,7 +256,8 @@ def _demo(args: argparse.Namespace) -> None:
         backend = open_backend(args.device, threads=args.threads)
         with _progress("quick profile") as progress:
             journal = out / ".profile.unfinished.jsonl"
-            profile = run_profile(backend, journal, budget_s=QUICK_BUDGET_S, progress=progress)
+            focus = variants(demo_graph(), FOCUS_VARIANTS)
+            profile = run_profile(backend, journal, budget_s=QUICK_BUDGET_S, focus=focus, progress=progress)
         profile.save(out / "profile")
     with _progress("demo") as progress:
         result = run_demo(profile, target=args.target, data=args.data, seed=args.seed, say=progress)

@@ -79,6 +79,10 @@ class Handler:
         """Sizes, beside FLOPs and bytes, that a kernel's efficiency may depend on."""
         return {}
 
+    def fitted(self, spec: OpSpec) -> OpSpec:
+        """The operator with those attributes that repeat a size made to agree with its shapes."""
+        return spec
+
     def target(self, spec: OpSpec) -> str:
         """Name in torch's ``aten`` namespace that runs this operator."""
         return spec.kind + ("_" if spec.attr("inplace") else "")
@@ -119,11 +123,17 @@ def _aten_call(name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.
         def forward(self, *activations: torch.Tensor) -> torch.Tensor:
             return function(**dict(zip(names, activations, strict=True)), **keywords)  # type: ignore[no-any-return]
 
+    listed = [None if not t.parameter else parameter(t) for t in spec.inputs if t.name == "tensors"]
+    if not listed:
+        return Call()
+    keywords.pop("tensors", None)
+
     class CallList(torch.nn.Module):
         def forward(self, *activations: torch.Tensor) -> torch.Tensor:
-            return function(activations, **keywords)  # type: ignore[no-any-return]
+            given = iter(activations)
+            return function([next(given) if t is None else t for t in listed], **keywords)  # type: ignore[no-any-return]
 
-    return CallList() if names and names[0] == "tensors" else Call()
+    return CallList()
 
 
 def _attr_value(key: str, value: Any) -> Any:
@@ -160,6 +170,9 @@ class Convolution(Handler):
         one = isinstance(spec["weight"].shape[1], int) and spec["weight"].shape[1] == 1
         grouped = not isinstance(spec["input"].shape[1], int) or spec["input"].shape[1] > 1
         return "depthwise" if one and grouped else spec.kind
+
+    def fitted(self, spec: OpSpec) -> OpSpec:
+        return spec.with_attr("groups", self.groups(spec))
 
     def groups(self, spec: OpSpec) -> Scalar:
         """Number of groups: input channels over the weight's second axis."""
@@ -489,6 +502,12 @@ class Layout(Handler):
             return 0
         return super().bytes(spec)
 
+    def fitted(self, spec: OpSpec) -> OpSpec:
+        for name in ("size", "shape"):
+            if spec.attr(name) is not None:
+                spec = spec.with_attr(name, spec.out.shape)
+        return spec
+
     def target(self, spec: OpSpec) -> str:
         return str(spec.attr("op"))
 
@@ -646,6 +665,11 @@ def flops(spec: OpSpec) -> Scalar:
 def byte_count(spec: OpSpec) -> Scalar:
     """Bytes that one operator moves at least."""
     return handler_of(spec.kind).bytes(spec)
+
+
+def fitted(spec: OpSpec) -> OpSpec:
+    """The operator with those attributes that repeat a size made to agree with its shapes."""
+    return handler_of(spec.kind).fitted(spec)
 
 
 def is_known(spec: OpSpec) -> bool:

@@ -78,6 +78,10 @@ class OpSpec:
         """The attribute ``name``, or ``default``."""
         return next((value for key, value in self.attrs if key == name), default)
 
+    def with_attr(self, name: str, value: Any) -> OpSpec:
+        """The same operator with the attribute ``name`` at another value."""
+        return replace(self, attrs=tuple((k, value if k == name else v) for k, v in self.attrs))
+
     @property
     def out(self) -> TensorSpec:
         """The first output."""
@@ -138,10 +142,13 @@ def _freeze(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator of a network to be timed, and the steps whose outputs it reads (-1: the input)."""
+    """One operator of a network to be timed, and where it reads each operand that is no parameter.
+
+    A source is a step's index, or -1 for the network's input, and which of that step's outputs is read.
+    """
 
     spec: OpSpec
-    sources: tuple[int, ...]
+    sources: tuple[tuple[int, int], ...]
 
 
 def footprint_bytes(specs: Iterable[OpSpec]) -> int:

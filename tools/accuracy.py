@@ -206,7 +206,8 @@ The networks (`tools/networks.py`, random weights, 224x224) are not used in fitt
 measured side by side: in every pass each runs once untimed and once timed, in random order, with a fixed
 reference operator before and after. A round's time is the smallest sample over the smallest reference,
 times the reference's time on the calm machine; "measured" is the median of the rounds. "Rounds disagree
-by" is the largest over the smallest round, less one: what the machine itself does not repeat. "Spread" is half the interquartile range of the raw samples over their median.
+by" is the largest over the smallest round, less one: what the machine itself does not repeat. "Spread" is
+half the interquartile range of the raw samples over their median.
 
 """
 

@@ -25,9 +25,16 @@ class _Program:
         self.device = device
         self.calls = [ops.handler_of(s.spec.kind).build(s.spec, self._parameter).eval() for s in steps]
         self.sources = [s.sources for s in steps]
-        last = {source: i for i, s in enumerate(steps) for source in s.sources}
+        last = {source: i for i, s in enumerate(steps) for source, _ in s.sources}
         self.freed = [[v for v, when in last.items() if when == i and v >= 0] for i in range(len(steps))]
-        first = next(t for t in steps[0].spec.inputs if not t.parameter)
+        first = next(
+            tensor
+            for s in steps
+            for tensor, (source, _) in zip(
+                (t for t in s.spec.inputs if not t.parameter), s.sources, strict=True
+            )
+            if source == -1
+        )
         self.input = torch.rand(first.shape, device=device).to(getattr(torch, first.dtype))
 
     def _parameter(self, spec: TensorSpec) -> torch.Tensor:
@@ -38,15 +45,16 @@ class _Program:
         return torch.full(spec.shape, value, dtype=getattr(torch, spec.dtype), device=self.device)
 
     def run(self, before: Call | None = None, after: Call | None = None) -> None:
-        values: dict[int, Any] = {-1: self.input}
+        values: dict[int, Any] = {-1: (self.input,)}
         for i, call in enumerate(self.calls):
-            inputs = [values[s] for s in self.sources[i]]
+            inputs = [values[s][k] for s, k in self.sources[i]]
             if before is not None:
                 before(i)
-            values[i] = call(*inputs)
+            made = call(*inputs)
             if after is not None:
                 after(i)
-            del inputs
+            values[i] = (made,) if isinstance(made, torch.Tensor) else made
+            del inputs, made
             for dead in self.freed[i]:
                 del values[dead]
 

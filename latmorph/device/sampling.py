@@ -53,7 +53,7 @@ class NetworkBuilder:
             (TensorSpec("out", out, self.dtype),),
             tuple(attrs.items()),
         )
-        self.steps.append(Step(spec, tuple(sources)))
+        self.steps.append(Step(spec, tuple((s, 0) for s in sources)))
         self.flops += int(ops.flops(spec))
         return len(self.steps) - 1
 

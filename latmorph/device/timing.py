@@ -107,29 +107,43 @@ def visit_network(
 
 @dataclass(frozen=True)
 class Plan:
-    """Which networks a profiling run visits: seeds in random order, everything twice, round by round."""
+    """Which networks a profiling run visits: in random order, everything twice, round by round.
+
+    Sampled networks are numbered from 0 up by their seeds. Those of ``focus``, which are taken as given
+    and make up half of each round while they last, are numbered from -1 down.
+    """
 
     seed: int = 0
     largest_flops: float = 1.5e9
     dtype: str = "float32"
+    focus: tuple[tuple[Step, ...], ...] = ()
     round_size: int = 24
     visits: int = 2
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first = 0
         while True:
-            jobs = [(first + i, v) for v in range(self.visits) for i in range(self.round_size)]
+            here = range(first, first + self.round_size)
+            networks = [*here, *(-1 - i for i in here if i < len(self.focus))]
+            jobs = [(n, v) for v in range(self.visits) for n in networks]
             order = np.random.default_rng((self.seed, first)).permutation(len(jobs))
             yield from (jobs[k] for k in order)
             first += self.round_size
 
     def steps(self, network: int) -> tuple[Step, ...]:
         """The steps of a network of the plan."""
+        if network < 0:
+            return self.focus[-1 - network]
         seed = self.seed * 1_000_003 + network
         return sample_network(seed, largest_flops=self.largest_flops, dtype=self.dtype)
 
     def scratch_bytes(self, network: int) -> int:
-        """Memory to write before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB."""
+        """Memory to write before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB.
+
+        A network of ``focus`` is a whole one, and finds the caches as its own last pass left them.
+        """
+        if network < 0:
+            return 0
         random = np.random.default_rng((self.seed, network, 1))
         return 0 if random.random() < 0.2 else int(2 ** random.uniform(20, 27))
 

@@ -175,8 +175,8 @@ class _Reader:
         """The operator's name in aten, its tensor operands by schema name, and its other arguments."""
         schema = getattr(node.target, "_schema", None)
         if schema is None:
-            inputs = [("input", t) for arg in node.all_input_nodes for t in _ids(self.values.get(arg))]
-            return str(node.target), inputs, ()
+            read = [("input", t) for arg in node.all_input_nodes for t in _ids(self.values.get(arg))]
+            return str(node.target), read, ()
         namespace, _, name = schema.name.partition("::")
         given: dict[str, Any] = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         given.update(zip((a.name for a in schema.arguments), node.args, strict=False))

@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from latmorph import ops
-from latmorph.errors import StructureError
-from latmorph.opspec import OpSpec, Scalar, footprint_bytes
+from latmorph.errors import StructureError, UsageError
+from latmorph.opspec import OpSpec, Scalar, Step, footprint_bytes
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,32 @@ class Graph:
             node.spec.with_shapes([shape(t) for t in node.inputs], [shape(t) for t in node.outputs])
             for node in (self.nodes[i] for i in chosen)
         ]
+
+    def steps_at(self, widths: np.ndarray) -> tuple[Step, ...]:
+        """The network at other widths, of shape ``(groups,)``, as steps that a backend can time.
+
+        Raises UsageError for a network that a backend cannot run from its operators alone: one with
+        several inputs, with constants, or with operators that have no handler.
+        """
+        if self.unknown:
+            raise UsageError(f"operators without a handler cannot be timed: {', '.join(self.unknown)}")
+        if len(self.inputs) != 1:
+            raise UsageError(f"the network has {len(self.inputs)} inputs; one is supported here")
+        made = {self.inputs[0]: (-1, 0)}
+        steps = []
+        for i, (node, spec) in enumerate(zip(self.nodes, self.specs_at(widths[None]), strict=True)):
+            inputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.inputs]
+            outputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.outputs]
+            read = [t for t in node.inputs if self.tensors[t].parameter is None]
+            missing = [t for t in read if t not in made]
+            if missing:
+                raise UsageError(
+                    f"{node.name} reads a constant: this network cannot be timed operator by operator"
+                )
+            fitted = ops.fitted(spec.with_shapes(inputs, outputs))
+            steps.append(Step(fitted, tuple(made[t] for t in read)))
+            made.update({t: (i, k) for k, t in enumerate(node.outputs)})
+        return tuple(steps)
 
     @cached_property
     def trainable(self) -> tuple[int, ...]:

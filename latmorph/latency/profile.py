@@ -41,7 +41,8 @@ LARGEST_BYTES = 256 * 2**20
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of ``profile.json``.
 
-    ``reference_s`` is the reference operator's calm time; ``budget_s`` the time that measuring was given.
+    ``reference_s`` is the reference operator's calm time; ``budget_s`` the time that measuring was given;
+    ``focused_visits`` counts the visits of networks that the profile was asked to be right about.
     ``sha256`` maps the other files to their checksums, and ``""`` to that of this header without it.
     """
 
@@ -54,6 +55,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_s: float
     seed: int
     visits: int
+    focused_visits: int
     operators: int
     reference_s: float
     validation: Validation

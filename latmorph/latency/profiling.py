@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,9 +16,13 @@ from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
 from latmorph.latency.fit import fit
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
+from latmorph.opspec import Step
 
 DEFAULT_BUDGET_S = 190.0
 QUICK_BUDGET_S = 30.0
+
+SMALLEST_LIMIT, PASS_S = 1.5e9, 2e-3
+"""FLOPs of the largest sampled networks: on a fast device, what its peak does in ``PASS_S`` seconds."""
 
 
 def run_profile(
@@ -25,18 +32,22 @@ def run_profile(
     name: str | None = None,
     budget_s: float = DEFAULT_BUDGET_S,
     seed: int = 0,
-    largest_flops: float = 1.5e9,
+    largest_flops: float | None = None,
+    focus: tuple[tuple[Step, ...], ...] = (),
     rule: StopRule | None = None,
     progress: Progress | None = None,
     most_visits: int | None = None,
 ) -> Profile:
     """Measure roofs and sampled networks for ``budget_s`` seconds, fit, and return the profile.
 
+    ``focus`` holds networks (:func:`latmorph.graph.variants.variants`) that the profile has to be right
+    about: half of the visits are of them. ``largest_flops`` bounds the sampled networks; by default it
+    grows with the device's peak.
+
     What is measured is written to ``journal_path`` at once. A run that is interrupted and started
     again with the same device, seed and sizes goes on where it was; its time so far counts. The
     journal is removed when the profile is complete.
     """
-    import time
 
     def say(fraction: float, text: str) -> None:
         if progress is not None:
@@ -50,6 +61,7 @@ def run_profile(
             "fingerprint": msgspec.to_builtins(fingerprint),
             "seed": seed,
             "largest_flops": largest_flops,
+            "focus": _digest(focus),
         }
         journal = Journal(journal_path, msgspec.json.decode(msgspec.json.encode(head)))
         try:
@@ -64,7 +76,9 @@ def run_profile(
                 journal.add_roofs(msgspec.to_builtins(roofs), time.perf_counter() - began)
             else:
                 roofs = msgspec.convert(journal.roofs, Roofs)
-            plan = Plan(seed=seed, largest_flops=largest_flops, dtype=fingerprint.dtype)
+            if largest_flops is None:
+                largest_flops = max(SMALLEST_LIMIT, PASS_S * roofs.peak_flops_per_s)
+            plan = Plan(seed, largest_flops, fingerprint.dtype, focus)
             collect(
                 backend,
                 plan,
@@ -90,6 +104,7 @@ def run_profile(
         budget_s=budget_s,
         seed=seed,
         visits=len(visits),
+        focused_visits=sum(v.network < 0 for v in visits),
         operators=sum(len(v.specs) for v in visits),
         reference_s=calm_reference_s(visits),
         validation=validation,
@@ -97,3 +112,11 @@ def run_profile(
     )
     journal.delete()
     return Profile(header, model, visits)
+
+
+def _digest(networks: Sequence[Sequence[Step]]) -> str:
+    """What tells one choice of networks from another in a journal; empty for none."""
+    if not networks:
+        return ""
+    lines = (step.spec.to_json() for steps in networks for step in steps)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

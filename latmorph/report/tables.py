@@ -141,7 +141,12 @@ def profile_tables(profile: Profile) -> list[Table]:
     for key, text in (
         ("processor", f"{of.name}, {of.cores} cores, {' '.join(of.features)}"),
         ("runtime", f"{of.runtime}, {of.runtime_version}, {of.dtype}, {of.threads} thread(s)"),
-        ("measured", f"{header.operators} operators in {header.visits} network visits, {header.created}"),
+        (
+            "measured",
+            f"{header.operators} operators in {header.visits} network visits"
+            + (f", {header.focused_visits} of them of one network" if header.focused_visits else "")
+            + f", {header.created}",
+        ),
         ("peak", count_text(model.roofs.peak_flops_per_s, "FLOP/s")),
         *(
             (f"bandwidth at {count_text(size, 'B')}", count_text(rate, "B/s"))
