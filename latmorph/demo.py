@@ -89,8 +89,8 @@ class Schedule:
     """Optimiser steps of each stage; every network of the table gets the same number in all."""
 
     train: int = 160
-    regularise: int = 120
-    tune: int = 80
+    regularise: int = 200
+    tune: int = 120
 
 
 Say = Callable[[float, str], None]

@@ -141,7 +141,9 @@ class _Atoms:
         names: dict[str, int] = {}
         result = []
         for g, width in enumerate(widths):
-            name = min(owners[g])[2]
+            # The module that makes the channels; where none does, the first that reads them.
+            reads_only, _, name = min(owners[g])
+            name = f"{name}:input" if reads_only else name
             seen = names[name] = names.get(name, 0) + 1
             text = reasons[reason[by_group[int(np.sum(widths[:g]))]]]
             unique = name if seen == 1 else f"{name}:{seen}"

@@ -21,6 +21,9 @@ DEAD = 1e-2
 FASTEST_DEATHS = 0.02
 """In target mode, at most this share of all channels dies in one step, the least important first."""
 
+FASTEST_SHRINK = 4.0
+"""In target mode, a fresh channel takes at least a fourth of the schedule's steps to die."""
+
 
 class Regularizer:
     """Prices every channel of ``model`` by what it costs, and shrinks those not worth it while training.
@@ -196,46 +199,65 @@ class Regularizer:
         first = next(iter(self._lr_group.values()))
         self._begin(float(first["lr"]))
         self._tick()
-        strength = self.strength
-        done = self._target is not None and self._fraction <= self._target
-        dying: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        behind = self._controller is None or self._fraction > self._controller.wanted(self.step_count)
+        doomed: list[tuple[float, int, int]] = []
         for g, channels in self._channels.items():
             alive = self.alive[g]
             factor = alive.to(torch.float32)
-            threshold = 0.0 if done else float(self._lr_group[g]["lr"]) * strength * self.prices[g]
+            threshold = self._threshold(g) if behind else 0.0
             if threshold > 0:
                 importance = channels.importance().to(torch.float32)
-                factor = factor * (1 - threshold / importance.clamp_min(1e-30)).clamp_min(0.0)
-                gone = alive & (factor <= 0)
-                if bool(gone.any()):
-                    dying.append((g, gone, importance))
-                    # Until it is decided who dies, the doomed keep a trace.
-                    factor = torch.where(gone, 1e-3, factor)
+                shrunk = factor * (1 - threshold / importance.clamp_min(1e-30))
+                gone = alive & (shrunk <= 0)
+                # Whether a channel dies is decided below, for all groups at once; until then it stays.
+                factor = torch.where(gone, factor, shrunk.clamp_min(0.0))
+                doomed += self._doomed(g, gone, importance)
             elif bool(alive.all()):
                 continue
             channels.multiply(factor)
             channels.silence(~alive)
-        if dying:
-            self._let_die(dying)
+        if doomed:
+            self._let_die(doomed)
 
-    def _let_die(self, dying: Sequence[tuple[int, torch.Tensor, torch.Tensor]]) -> None:
-        """Of the channels that the step takes to zero, remove those that the schedule has room for."""
-        budget = sum(c.width for c in self._channels.values())
+    def _threshold(self, g: int) -> float:
+        """What the proximal step takes off the importance of a group's channels.
+
+        With a target it is bounded, so that no channel dies faster than training can speak up for it.
+        """
+        threshold = float(self._lr_group[g]["lr"]) * self.strength * float(self.prices[g])
+        if self._target is not None:
+            threshold = min(threshold, FASTEST_SHRINK / self._steps)
+        return threshold
+
+    def _doomed(self, g: int, gone: torch.Tensor, importance: torch.Tensor) -> list[tuple[float, int, int]]:
+        """Importance for the price, group and index of channels at zero, the last of a group spared."""
+        found = gone.nonzero().ravel().tolist()
+        if not found:
+            return []
+        if len(found) == int(self.alive[g].sum()):
+            found.remove(int(torch.argmax(torch.where(gone, importance, -1.0))))
+        price = max(float(self.prices[g]), 1e-30)
+        return [(value / price, g, c) for value, c in zip(importance[found].tolist(), found, strict=True)]
+
+    def _let_die(self, doomed: list[tuple[float, int, int]]) -> None:
+        """Of the channels that are at zero, remove those that the schedule has room for, cheapest first."""
+        doomed.sort()
         if self._controller is not None:
-            if self._fraction <= self._controller.wanted(self.step_count):
-                return
-            budget = max(1, int(FASTEST_DEATHS * budget))
-        scores = torch.cat([i[gone] for _, gone, i in dying])
-        limit = scores.sort().values[min(budget, len(scores)) - 1]
-        for g, gone, importance in dying:
-            chosen = gone & (importance <= limit)
-            if int(chosen.sum()) >= int(self.alive[g].sum()):  # the last channel of a group stays
-                chosen[torch.argmax(torch.where(self.alive[g], importance, -1.0))] = False
-            self.alive[g] = self.alive[g] & ~chosen
-            self._channels[g].multiply((~chosen).to(torch.float32))
-            self._channels[g].silence(chosen)
-        if self._controller is not None:
-            self._fraction = self.cost.total(self.graph, self._alive_widths()) / self.parent_cost
+            total = sum(c.width for c in self._channels.values())
+            doomed = doomed[: max(1, int(FASTEST_DEATHS * total))]
+            ends = np.unique(np.linspace(1, len(doomed), 6).astype(int))
+            widths = np.repeat(self._alive_widths()[None], len(ends), axis=0)
+            for row, end in zip(widths, ends, strict=True):
+                np.subtract.at(row, [g for _, g, _ in doomed[:end]], 1)
+            fractions = self.cost.evaluate(self.graph, widths) / self.parent_cost
+            enough = np.flatnonzero(fractions <= self._controller.wanted(self.step_count))
+            chosen = int(enough[0]) if len(enough) else len(ends) - 1
+            doomed, self._fraction = doomed[: ends[chosen]], float(fractions[chosen])
+        for g in {g for _, g, _ in doomed}:
+            mask = self.alive[g]
+            mask[[c for _, own, c in doomed if own == g]] = False
+            self._channels[g].multiply(mask.to(torch.float32))
+            self._channels[g].silence(~mask)
 
     def structure(self) -> Structure:
         """The channels that are still alive; with a target, brought under it where training was not done.

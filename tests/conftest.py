@@ -1,0 +1,52 @@
+"""Profiles for every test: of a formula, and of this machine's CPU in a few seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latmorph.device.eager import CpuEager
+from latmorph.device.simulated import Simulated
+from latmorph.device.timing import StopRule
+from latmorph.latency.profile import Profile
+from latmorph.latency.profiling import run_profile
+
+NO_LIMIT_S = 1e6
+"""A budget that never ends a run: the number of visits does, so that a slow machine gets as many."""
+
+
+@pytest.fixture(scope="session")
+def simulated_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """A profile of the simulated device with its default roofs and no noise; the same in every run."""
+    return run_profile(
+        Simulated(),
+        tmp_path_factory.mktemp("simulated") / "journal.jsonl",
+        name="formula",
+        budget_s=NO_LIMIT_S,
+        rule=StopRule(least=1, most=1),  # without noise a second pass says nothing new
+        most_visits=30,
+    )
+
+
+@pytest.fixture(scope="session")
+def cpu_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """A real profile of this CPU, made in seconds: complete in form, much too coarse to be believed."""
+    return run_profile(
+        CpuEager(),
+        tmp_path_factory.mktemp("cpu") / "journal.jsonl",
+        name="here",
+        budget_s=NO_LIMIT_S,
+        largest_flops=3e7,
+        rule=StopRule(least=1, most=2),
+        most_visits=10,
+    )
+
+
+@pytest.fixture
+def profiles_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_profile: Profile) -> Path:
+    """The folder that saved profiles are looked for in; ``here`` in it is one of this machine."""
+    folder = tmp_path / "profiles"
+    monkeypatch.setenv("LATMORPH_PROFILES", str(folder))
+    cpu_profile.save(folder / "here")
+    return folder

@@ -1,0 +1,317 @@
+"""Fits on simulated devices, whose truth is planted: errors, laws, intervals, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latmorph.device.roofs import Roofs, measure_roofs
+from latmorph.device.sampling import NetworkBuilder
+from latmorph.device.simulated import Simulated
+from latmorph.device.timing import Journal, Plan, StopRule, Visit, collect, observations, visit_network
+from latmorph.errors import ProfileError
+from latmorph.latency.estimate import total_sigma
+from latmorph.latency.fit import BOUND, Validation, fit
+from latmorph.latency.model import LatencyModel, Predictor
+from latmorph.opspec import OpSpec, Step, footprint_bytes
+
+Steps = tuple[Step, ...]
+
+
+def chain(seed: int) -> Steps:
+    """A plain network of random widths: convolutions, and every third time each of what goes with them.
+
+    So only convolutions are many enough for trees, and a fit takes no time.
+    """
+    random = np.random.default_rng((seed, 77))
+    size = int(random.choice([8, 14, 28]))
+    net = NetworkBuilder((1, int(random.integers(8, 100)), size, size))
+    x = -1
+    for _ in range(int(random.integers(3, 7))):
+        x = net.conv(x, int(random.integers(8, 160)), int(random.choice([1, 3])))
+    if seed % 3 == 0:
+        net.activation(x, "relu")
+    elif seed % 3 == 1:
+        net.batch_norm(x)
+    else:
+        net.linear(net.flatten(net.global_pool(x)), int(random.integers(10, 200)))
+    return tuple(net.steps)
+
+
+def quiet_visit(device: Simulated, network: int, steps: Steps, *, whole: float = 1.0) -> Visit:
+    """What a visit of a calm machine holds; the whole takes ``whole`` times the sum of the steps."""
+    return times_visit(network, steps, [device.true_time_s(s.spec) for s in steps], whole=whole)
+
+
+def times_visit(network: int, steps: Steps, times_s: Sequence[float], *, whole: float = 1.0) -> Visit:
+    specs = tuple(s.spec for s in steps)
+    total = whole * sum(times_s)
+    return Visit(network, 0, footprint_bytes(specs), specs, tuple((t,) for t in times_s), (total,), (1e-3,))
+
+
+@functools.cache
+def roofs_of(device: Simulated) -> Roofs:
+    return measure_roofs(device)
+
+
+@functools.cache
+def fitted(device: Simulated, networks: int = 40, whole: float = 1.0) -> tuple[LatencyModel, Validation]:
+    return fit(roofs_of(device), [quiet_visit(device, k, chain(k), whole=whole) for k in range(networks)])
+
+
+FRESH = [chain(1000 + k) for k in range(60)]
+"""Networks that no fit has seen."""
+
+
+def predicted_s(model: LatencyModel, steps: Steps) -> float:
+    specs = [s.spec for s in steps]
+    return float(Predictor(model)(specs, footprint_bytes(specs)).total_s.sum())
+
+
+def true_s(device: Simulated, steps: Steps) -> float:
+    return sum(device.true_time_s(s.spec) for s in steps)
+
+
+def errors(model: LatencyModel, device: Simulated, networks: Sequence[Steps] = tuple(FRESH)) -> np.ndarray:
+    return np.array([predicted_s(model, steps) / true_s(device, steps) - 1 for steps in networks])
+
+
+# --- accuracy
+
+
+@pytest.mark.parametrize("out_block", [1, 8, 32])
+def test_without_noise_fresh_networks_are_predicted_within_a_few_percent(out_block: int) -> None:
+    # The formula is a hard maximum, the model a smooth one, up to 19 % above it at the ridge: that and
+    # trees learnt from 200 convolutions are what is left.
+    device = Simulated(out_block=out_block)
+    error = np.abs(errors(fitted(device)[0], device))
+    assert np.median(error) < 0.02
+    assert np.max(error) < 0.10
+
+
+def test_without_noise_the_validation_says_so() -> None:
+    _, validation = fitted(Simulated())
+    assert validation.networks == 40
+    assert validation.held_out_networks == 40
+    assert validation.median_error_percent < 2
+    assert validation.mean_error_percent < 4
+    assert validation.within_10_percent > 90
+    for kind in ("batch_norm", "relu", "linear", "conv2d"):
+        assert validation.families[kind].median_error_percent < 3, kind
+
+
+def test_the_validation_counts_every_operator_once() -> None:
+    _, validation = fitted(Simulated())
+    counts: dict[str, int] = {}
+    for k in range(40):
+        for s in chain(k):
+            counts[s.spec.kind] = counts.get(s.spec.kind, 0) + 1
+    assert {kind: family.operators for kind, family in validation.families.items()} == counts
+
+
+def test_held_out_errors_are_those_of_fresh_networks() -> None:
+    # The validation's word against the truth that only a simulated device has.
+    device = Simulated(noise=0.1, seed=2)
+    model, validation = fit(roofs_of(Simulated()), noisy_visits(device, 40))
+    fresh = 100 * np.mean(np.abs(errors(model, Simulated())))
+    assert 0.4 < validation.mean_error_percent / fresh < 2.5
+
+
+def test_networks_sampled_as_for_a_profile_are_predicted_too(tmp_path: Path) -> None:
+    device, plan = Simulated(), Plan(0, 5e7)
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    rule = StopRule(least=1, most=1)
+    visits = collect(device, plan, journal, 1e9, rule=rule, most_visits=30)
+    journal.close()
+    model, _ = fit(roofs_of(device), visits)
+    fresh = [plan.steps(500 + k) for k in range(40)]
+    assert np.median(np.abs(errors(model, device, fresh))) < 0.03
+
+
+# --- laws
+
+
+def test_with_compute_as_the_only_limit_time_is_proportional_to_flops() -> None:
+    # No overhead, endless bandwidth, no blocks. Roofs are measured, not given.
+    device = Simulated(peak_flops_per_s=2e9, bandwidth_bytes_per_s=1e15, overhead_s=1e-12, out_block=1)
+    model, _ = fitted(device)
+    flops = np.array([sum(2 * macs(s.spec) for s in steps) for steps in FRESH])
+    rate = flops / [predicted_s(model, steps) for steps in FRESH]
+    assert rate == pytest.approx(2e9, rel=0.01)
+    assert flops.max() / flops.min() > 20  # over a range of sizes
+
+
+def macs(spec: OpSpec) -> int:
+    """Multiply-adds, by hand."""
+    if spec.kind == "conv2d":
+        (_, out, *size), (_, inner, *kernel) = spec.out.shape, spec["weight"].shape
+        return int(np.prod([out, inner, *size, *kernel]))
+    return int(np.prod(spec["weight"].shape)) if spec.kind == "linear" else 0
+
+
+def test_with_memory_as_the_only_limit_time_is_proportional_to_bytes() -> None:
+    device = Simulated(peak_flops_per_s=1e18, bandwidth_bytes_per_s=1e8, overhead_s=1e-12)
+    model, _ = fitted(device)
+    moved = []
+    for steps in FRESH:
+        tensors = [t for s in steps if s.spec.kind != "view" for t in (*s.spec.inputs, *s.spec.outputs)]
+        moved.append(sum(4 * float(np.prod(t.shape)) for t in tensors))
+    rate = np.array(moved) / [predicted_s(model, steps) for steps in FRESH]
+    assert rate == pytest.approx(1e8, rel=0.01)
+
+
+def test_with_overhead_as_the_only_cost_time_is_the_number_of_operators() -> None:
+    device = Simulated(peak_flops_per_s=1e18, bandwidth_bytes_per_s=1e18, overhead_s=1e-4)
+    model, _ = fitted(device)
+    # The fit leaves at least a tenth of each time to size, and takes 95 % of the smallest for overhead.
+    for steps in FRESH:
+        assert predicted_s(model, steps) == pytest.approx(1e-4 * len(steps), rel=0.06)
+
+
+def test_the_planted_step_is_in_the_predictions() -> None:
+    # 64 and 65 output channels: one more block of 8 out of 9, where compute is all.
+    device = Simulated(bandwidth_bytes_per_s=1e12, out_block=8)
+    model, _ = fitted(device)
+    specs = []
+    for width in (57, 64, 65, 72):
+        net = NetworkBuilder((1, 64, 14, 14))
+        net.conv(-1, width, 3)
+        specs.append(net.steps[0].spec)
+    times = Predictor(model)(specs, footprint_bytes(specs[:1])).total_s[:, 0]
+    assert times[0] == pytest.approx(times[1], rel=0.03)
+    assert times[2] == pytest.approx(times[3], rel=0.03)
+    assert times[2] / times[1] == pytest.approx(9 / 8, rel=0.03)
+
+
+@pytest.mark.parametrize("whole", [1.0, 1.25, 0.8])
+def test_the_constant_from_sums_to_whole_networks_is_recovered(whole: float) -> None:
+    device = Simulated()
+    model, _ = fitted(device, whole=whole)
+    assert model.scale == pytest.approx(whole, rel=0.02)
+    assert np.median(errors(model, device)) == pytest.approx(whole - 1, abs=0.02)
+
+
+def test_planted_overheads_of_families_are_recovered() -> None:
+    device = Simulated(overhead_s=2e-5)
+    families = fitted(device)[0].families
+    for kind in ("conv2d", "batch_norm", "relu"):
+        assert families[kind].overhead_s == pytest.approx(2e-5, rel=0.1), kind
+    assert families["view"].overhead_s == pytest.approx(2e-5, rel=1e-6)
+    assert all(f.bound == BOUND for f in families.values())
+
+
+# --- few samples
+
+
+def with_gelu(k: int, width: int) -> Steps:
+    """The plain network with one gelu of 28 x 28 pixels before it."""
+    net = NetworkBuilder((1, width, 28, 28))
+    x = net.activation(-1, "gelu", inplace=False)
+    x = net.conv(x, 8 + 3 * k, 3)
+    for _ in range(3):
+        x = net.conv(net.activation(net.batch_norm(x), "relu"), 16 + 5 * k, 3)
+    return tuple(net.steps)
+
+
+@pytest.mark.parametrize("networks_with", [1, 9])
+def test_a_kind_seen_at_one_size_is_not_taken_for_overhead_alone(networks_with: int) -> None:
+    # One size tells nothing about how much of the time is overhead; the roofs, which were measured, do.
+    # A gelu of a sixteenth of the size takes some 7 us here (2 of them overhead), not the 80 us it was seen at.
+    device = Simulated()
+    visits = [
+        quiet_visit(device, k, with_gelu(k, 128) if k < networks_with else chain(k)) for k in range(18)
+    ]
+    model, _ = fit(roofs_of(device), visits)
+    net = NetworkBuilder((1, 8, 28, 28))
+    net.activation(-1, "gelu", inplace=False)
+    assert predicted_s(model, tuple(net.steps)) == pytest.approx(true_s(device, tuple(net.steps)), rel=0.5)
+
+
+def test_a_kind_seen_in_one_network_is_held_out_with_it() -> None:
+    # Planted ten times slower than its roofline: whoever has not seen it must be wrong by 90 %.
+    device = Simulated()
+    visits = [quiet_visit(device, k, chain(k)) for k in range(1, 18)]
+    steps = with_gelu(0, 128)
+    times = [device.true_time_s(s.spec) * (10 if s.spec.kind == "gelu" else 1) for s in steps]
+    model, validation = fit(roofs_of(device), [times_visit(0, steps, times), *visits])
+    assert validation.families["gelu"].operators == 1
+    assert validation.families["gelu"].mean_error_percent == pytest.approx(90, abs=1)
+    # What the error says goes into the model as the family's uncertainty.
+    assert model.families["gelu"].sigma > 0.5
+
+
+def test_an_operator_too_short_for_the_clock_does_not_stop_the_fit() -> None:
+    # A view takes no time where nothing is launched and the clock is coarse.
+    device = Simulated()
+    visits = []
+    for k in range(12):
+        steps = chain(k)
+        times = [0.0 if s.spec.kind == "view" else device.true_time_s(s.spec) for s in steps]
+        visits.append(times_visit(k, steps, times))
+    model, validation = fit(roofs_of(device), visits)
+    assert np.isfinite(validation.mean_error_percent)
+    assert model.families["view"].overhead_s == 0.0
+
+
+@pytest.mark.parametrize("networks", [0, 1, 5])
+def test_fewer_than_six_networks_are_refused(networks: int) -> None:
+    device = Simulated()
+    visits = [quiet_visit(device, k, chain(k)) for k in range(networks)]
+    visits += [dataclasses.replace(v, visit=1) for v in visits]  # two visits do not make two networks
+    with pytest.raises(ProfileError, match=rf"{networks} networks were measured, at least 6.*more time"):
+        fit(roofs_of(device), visits)
+
+
+def test_six_networks_are_enough() -> None:
+    device = Simulated()
+    model, validation = fit(roofs_of(device), [quiet_visit(device, k, chain(k)) for k in range(6)])
+    assert validation.networks == 6
+    assert np.median(np.abs(errors(model, device))) < 0.1
+
+
+def test_the_same_measurements_and_seed_give_the_same_model() -> None:
+    device = Simulated()
+    visits = [quiet_visit(device, k, chain(k)) for k in range(12)]
+    assert fit(roofs_of(device), visits, seed=3) == fit(roofs_of(device), visits, seed=3)
+
+
+# --- noise and the interval
+
+
+def noisy_visits(device: Simulated, networks: int, first: int = 0) -> list[Visit]:
+    rule, numbers = StopRule(least=3, most=5), range(first, first + networks)
+    return [visit_network(device, k, v, chain(k), 0, rule) for v in range(2) for k in numbers]
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_the_interval_holds_nine_in_ten_fresh_networks(noise: float) -> None:
+    # The validation's own coverage is of the residuals that set the interval, so it cannot tell. Here
+    # 150 networks that the fit never saw are measured as noisily as the others were. Should the interval
+    # hold exactly 90 % of them, 80 to 98 % is more than three standard deviations of that share, and
+    # leaves room for an interval that was itself taken from 40 networks.
+    device = Simulated(noise=noise, seed=1)
+    visits = noisy_visits(device, 40)
+    model, _ = fit(roofs_of(Simulated()), visits)
+    fresh = noisy_visits(device, 150, first=5000)
+    _, whole = observations([*visits, *fresh])
+    inside = []
+    for v in fresh[:150]:
+        prediction = Predictor(model)(v.specs, v.footprint_bytes)
+        sigma = float(total_sigma(prediction, model.sigma)[0])
+        inside.append(abs(np.log(whole[v.network] / prediction.total_s.sum())) <= 1.645 * sigma)
+    assert 0.80 <= np.mean(inside) <= 0.98
+
+
+def test_more_noise_gives_a_wider_interval() -> None:
+    sigmas: list[Any] = []
+    for noise in (0.0, 0.1, 0.4):
+        device = Simulated(noise=noise, seed=4)
+        sigmas.append(fit(roofs_of(Simulated()), noisy_visits(device, 20))[0].sigma)
+    assert sigmas == sorted(sigmas)
+    assert sigmas[2] > 2 * sigmas[0]

@@ -1,0 +1,184 @@
+"""The analytic terms, by hand; one evaluation over many widths against one width at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latmorph.device.roofs import Roofs
+from latmorph.device.sampling import NetworkBuilder
+from latmorph.latency.roofline import SHARPNESS, SIZES, blocks_of, features, smoothmax, terms
+from latmorph.opspec import OpSpec, TensorSpec
+
+ROOFS = Roofs(
+    2e9,
+    ((1e3, 1e9), (1e5, 1e7)),
+    1e-6,
+    {"conv2d": (4, 8), "depthwise": (1, 16), "linear": (2, 32)},
+)
+
+times = st.floats(1e-9, 1e3)
+
+
+def spec_of(kind: str, width_in: Any, width_out: Any) -> OpSpec:
+    """An operator whose channels are ints, or arrays of one length."""
+    if kind == "linear":
+        shapes = [(3, width_in), (width_out, width_in)], (3, width_out)
+    elif kind == "depthwise":
+        shapes = [(1, width_in, 6, 6), (width_in, 1, 3, 3)], (1, width_in, 6, 6)
+    elif kind == "conv2d":
+        shapes = [(1, width_in, 6, 6), (width_out, width_in, 3, 3)], (1, width_out, 6, 6)
+    else:
+        shapes = [(1, width_in, 6, 6)], (1, width_in, 6, 6)
+    inputs = tuple(
+        TensorSpec(name, shape, parameter=name == "weight")
+        for name, shape in zip(("input", "weight"), shapes[0], strict=False)
+    )
+    aten = "conv2d" if kind == "depthwise" else kind
+    return OpSpec(aten, inputs, (TensorSpec("out", shapes[1]),), (("stride", (1, 1)),))
+
+
+# --- smoothmax
+
+
+@given(times, times)
+def test_smoothmax_is_the_p_norm(a: float, b: float) -> None:
+    expected = max(a, b) * (1 + (min(a, b) / max(a, b)) ** SHARPNESS) ** (1 / SHARPNESS)
+    assert float(smoothmax(np.array(a), np.array(b))) == pytest.approx(expected, rel=1e-12)
+
+
+@given(times, times)
+def test_smoothmax_lies_between_the_larger_and_19_percent_above_it(a: float, b: float) -> None:
+    value = float(smoothmax(np.array(a), np.array(b)))
+    assert max(a, b) <= value <= 1.1893 * max(a, b)  # two to the power of one quarter
+    assert value == float(smoothmax(np.array(b), np.array(a)))
+
+
+def test_smoothmax_of_nothing_is_nothing() -> None:
+    assert smoothmax(np.array([0.0, 0.0, 2.0]), np.array([0.0, 3.0, 0.0])).tolist() == [0.0, 3.0, 2.0]
+
+
+@given(times, times)
+def test_smoothmax_grows_in_both_near_the_ridge(a: float, b: float) -> None:
+    b = min(max(b, a / 8), 8 * a)
+    base = smoothmax(np.array(a), np.array(b))
+    assert smoothmax(np.array(1.1 * a), np.array(b)) > base
+    assert smoothmax(np.array(a), np.array(1.1 * b)) > base
+
+
+# --- terms
+
+
+def test_the_compute_term_is_of_the_shape_padded_to_the_familys_blocks() -> None:
+    # 3 input channels count as 4, 10 outputs as 16: two FLOPs, 36 pixels, 9 taps.
+    compute, _ = terms(ROOFS, spec_of("conv2d", 3, 10), 1)
+    assert compute.tolist() == [2 * 36 * 9 * 4 * 16 / 2e9]
+    compute, _ = terms(ROOFS, spec_of("depthwise", 17, 17), 1)
+    assert compute.tolist() == [2 * 36 * 9 * 32 / 2e9]
+    compute, _ = terms(ROOFS, spec_of("linear", 5, 33), 1)
+    assert compute.tolist() == [2 * 3 * 6 * 64 / 2e9]
+
+
+def test_the_memory_term_is_bytes_over_the_bandwidth_of_that_many_bytes() -> None:
+    # relu on 1 x C x 6 x 6 moves 288 C bytes.
+    _, memory = terms(ROOFS, spec_of("relu", 1, 1), 1)
+    assert memory == pytest.approx([288 / 1e9])
+    _, memory = terms(ROOFS, spec_of("relu", 1000, 1000), 1)
+    assert memory == pytest.approx([288_000 / 1e7])
+    # Between the two measured sizes: bandwidth falls as the size to the power of -1.
+    moved = 288 * 35
+    _, memory = terms(ROOFS, spec_of("relu", 35, 35), 1)
+    assert memory == pytest.approx([moved / (1e9 * (moved / 1e3) ** -1)])
+
+
+def test_an_operator_that_moves_nothing_and_computes_nothing_takes_no_time() -> None:
+    net = NetworkBuilder((2, 3, 4, 4))
+    net.flatten(-1)
+    compute, memory = terms(ROOFS, net.steps[0].spec, 1)
+    assert (compute.tolist(), memory.tolist()) == ([0.0], [0.0])
+
+
+def test_a_family_without_measured_blocks_is_not_padded() -> None:
+    assert blocks_of(ROOFS, spec_of("relu", 3, 3)) == (1, 1)
+    assert blocks_of(ROOFS, spec_of("depthwise", 3, 3)) == (1, 16)
+    assert blocks_of(ROOFS, spec_of("conv2d", 3, 3)) == (4, 8)
+
+
+widths = st.lists(st.integers(1, 300), min_size=1, max_size=6)
+
+
+@given(st.sampled_from(["conv2d", "depthwise", "linear", "relu"]), widths, st.integers(2, 300))
+def test_terms_and_features_of_many_widths_are_those_of_each_one(
+    kind: str, many: list[int], fixed: int
+) -> None:
+    for pairs in ([(w, fixed) for w in many], [(fixed, w) for w in many], [(w, w) for w in many]):
+        if kind in ("depthwise", "relu"):
+            pairs = [(w + 1, w + 1) for w in many]  # one channel alone is no depthwise convolution
+        columns = [np.array([p[k] for p in pairs]) for k in (0, 1)]
+        if len({p[0] for p in pairs}) == 1 and pairs[0][0] == fixed:
+            together = spec_of(kind, fixed, columns[1])
+        elif len({p[1] for p in pairs}) == 1 and pairs[0][1] == fixed:
+            together = spec_of(kind, columns[0], fixed)
+        else:
+            together = spec_of(kind, *columns)
+        compute, memory = terms(ROOFS, together, len(pairs))
+        names, table = features(together, len(pairs), 12345.0)
+        assert table.shape == (len(pairs), len(names))
+        for k, pair in enumerate(pairs):
+            alone = spec_of(kind, *pair)
+            own_compute, own_memory = terms(ROOFS, alone, 1)
+            assert compute[k] == pytest.approx(own_compute[0], rel=1e-12)
+            assert memory[k] == pytest.approx(own_memory[0], rel=1e-12)
+            own_names, own_table = features(alone, 1, 12345.0)
+            assert names == own_names
+            assert table[k] == pytest.approx(own_table[0], rel=1e-12)
+
+
+# --- features
+
+
+def test_features_of_a_convolution_by_hand() -> None:
+    names, table = features(spec_of("conv2d", 3, 10), 1, 1023.0)
+    row = dict(zip(names, table[0], strict=True))
+    log = {name: math.log2(1 + value) for name, value in {
+        "flops": 2 * 36 * 9 * 3 * 10,
+        "bytes": 4 * (3 * 36 + 10 * 3 * 9 + 10 * 36),
+        "bytes_parameters": 4 * 270,
+        "bytes_in": 4 * 108,
+        "bytes_out": 4 * 360,
+        "footprint": 1023,
+        "width_in": 3,
+        "width_out": 10,
+        "kernel": 9,
+        "pixels_out": 36,
+        "groups": 1,
+    }.items()}
+    assert {name: row[name] for name in log} == pytest.approx(log)
+    assert row["footprint"] == 10.0
+    remainders = {name: value for name, value in row.items() if "_mod_" in name}
+    assert remainders == {
+        **{"in_mod_4": 3, "in_mod_8": 3, "in_mod_16": 3, "in_mod_32": 3},
+        **{"out_mod_4": 2, "out_mod_8": 2, "out_mod_16": 10, "out_mod_32": 10},
+    }
+    assert row["inplace"] == 0
+
+
+def test_an_in_place_operator_can_be_told_from_one_that_writes_anew() -> None:
+    net = NetworkBuilder((1, 3, 4, 4))
+    net.activation(-1, "relu", inplace=True)
+    net.activation(-1, "relu", inplace=False)
+    (names, first), (_, second) = (features(s.spec, 1, 0.0) for s in net.steps)
+    differ = [n for n, a, b in zip(names, first[0], second[0], strict=True) if a != b]
+    assert differ == ["inplace"]
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise", "linear", "relu"])
+def test_the_sizes_that_tell_distance_from_the_data_are_features_of_every_kind(kind: str) -> None:
+    names, table = features(spec_of(kind, 7, 7), 1, 0.0)
+    assert set(SIZES) <= set(names)
+    assert np.all(np.isfinite(table))

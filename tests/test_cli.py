@@ -1,0 +1,792 @@
+"""The command line: what each command prints and writes, and one line for each bad input."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+import latmorph.device.registry
+import latmorph.device.timing
+import latmorph.latency.profiling
+from latmorph.cli import main
+from latmorph.device.simulated import Simulated
+from latmorph.latency.profile import Profile, open_profile
+
+Capture = pytest.CaptureFixture[str]
+
+MODELS = '''
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    """A 3x3 convolution, a ReLU and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
+
+
+class TwoInputs(nn.Module):
+    """Words and a picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(50, 6)
+        self.mix = nn.Linear(6, 4)
+
+    def forward(self, tokens, x):
+        return self.mix(self.words(tokens)).mean(1) + x
+
+
+class Branching(nn.Module):
+    """Control flow that depends on data."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+class Fourier(nn.Module):
+    """An operator without a handler between two that have one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.b(torch.fft.fft(self.a(x)).real)
+
+
+class Group:
+    """A callable that is an attribute of an attribute."""
+
+    small = Small
+
+
+made = Small()
+
+
+def fails():
+    raise ValueError("weights are\\nnot there")
+
+
+def needs_an_argument(width):
+    return nn.Linear(width, 4)
+
+
+def no_module():
+    return 3
+'''
+SMALL_FLOPS = 2 * 8 * (3 * 3 * 3) * 8 * 8 + 2 * 8 * 10
+"""``Small`` on 1x3x8x8: two FLOPs a multiply-add of the convolution and of the linear layer."""
+
+SMALL = ("latmorph_cli_models:Small", "--input", "1x3x8x8")
+
+
+@pytest.fixture(scope="module")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "latmorph_cli_models.py").write_text(MODELS)
+    (folder / "latmorph_cli_broken.py").write_text("import latmorph\nraise RuntimeError('half\\nfinished')")
+    (folder / "latmorph_cli_syntax.py").write_text("def (:\n")
+    return folder
+
+
+@pytest.fixture
+def models(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the small models, on the import path."""
+    monkeypatch.syspath_prepend(str(models_folder))
+    return models_folder
+
+
+@pytest.fixture
+def quick_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """``latmorph profile --device cpu`` measures the simulated device and ends after ten visits.
+
+    Returns the folder where profiles are saved.
+    """
+
+    def opened(device: str, **_: object) -> Simulated:
+        return Simulated()
+
+    monkeypatch.setattr(latmorph.device.registry, "open_backend", opened)
+    run = functools.partial(latmorph.latency.profiling.run_profile, most_visits=10, largest_flops=3e7)
+    monkeypatch.setattr(latmorph.latency.profiling, "run_profile", run)
+    monkeypatch.setenv("LATMORPH_PROFILES", str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def strict_json(text: str) -> Any:
+    """JSON as the standard has it: ``NaN`` and ``Infinity`` are refused."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def output_of(capsys: Capture, *argv: str) -> str:
+    """Standard output of a command that ends well."""
+    capsys.readouterr()
+    code = main(argv)
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def refused(capsys: Capture, *argv: str) -> str:
+    """The one line that a command says of a bad input, its only output."""
+    capsys.readouterr()
+    code = main(argv)
+    out, err = capsys.readouterr()
+    assert code == 2, (out, err)
+    assert out == ""
+    return one_line(err)
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("latmorph: "), err
+    assert err.endswith("\n"), err
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+# predict
+
+
+def test_predict_prints_operators_with_their_terms(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    out = output_of(capsys, "predict", *SMALL, "--profile", "here")
+    assert "predicted" in out
+    assert "90 % interval" in out
+    lines = out.splitlines()
+    assert any("conv2d" in line and "27.6 k" in line for line in lines)  # 27648 FLOPs
+    assert any("linear" in line and "160" in line for line in lines)
+
+
+def test_predict_as_json_holds_flops_total_interval_and_operators(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    found = strict_json(output_of(capsys, "predict", *SMALL, "--profile", "here", "--json"))
+    assert found["profile"] == "here"
+    assert found["flops"] == SMALL_FLOPS
+    estimate = found["estimate"]
+    low, high = estimate["interval_s"]
+    assert 0 < low <= estimate["total_s"] <= high
+    assert sum(op["total_s"] for op in estimate["ops"]) == pytest.approx(estimate["total_s"])
+    flops = {op["kind"]: op["flops"] for op in estimate["ops"]}
+    assert flops["conv2d"] == 27648
+    assert flops["linear"] == 160
+    assert estimate["unpriced"] == []
+    assert estimate["notes"] == [] or all("another machine" not in note for note in estimate["notes"])
+
+
+def test_predict_without_a_profile_takes_the_newest_of_this_machine(
+    capsys: Capture, profiles_folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    found = strict_json(output_of(capsys, "predict", *SMALL, "--json"))
+    assert found["profile"] == "here"
+
+
+def only_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the profiles that come with latmorph: what they are of depends on the release."""
+    monkeypatch.setattr("latmorph.latency.profile.shipped_folder", lambda: Path("/nonexistent"))
+
+
+def test_predict_takes_a_profile_by_its_folder(capsys: Capture, profiles_folder: Path, models: Path) -> None:
+    folder = str(profiles_folder / "here")
+    found = strict_json(output_of(capsys, "predict", *SMALL, "--profile", folder, "--json"))
+    assert found["profile"] == "here"
+
+
+def test_predict_shows_every_operator_only_when_asked(
+    capsys: Capture, profiles_folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (models / "latmorph_cli_deep.py").write_text(
+        "from torch import nn\ndeep = nn.Sequential(*[nn.Linear(4, 4) for _ in range(25)])\n"
+    )
+    argv = ("predict", "latmorph_cli_deep:deep", "--input", "1x4", "--profile", "here")
+    short, full = output_of(capsys, *argv), output_of(capsys, *argv, "--all")
+    count = functools.partial(sum, start=0)
+    assert count("linear" in line for line in short.splitlines()) == 20
+    assert "5 others" in short
+    assert count("linear" in line for line in full.splitlines()) == 25
+    assert "others" not in full
+
+
+def test_predict_takes_several_inputs_with_their_dtypes(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    argv = ("predict", "latmorph_cli_models:TwoInputs", "--input", "2x5:int64", "--input", "2x4")
+    found = strict_json(output_of(capsys, *argv, "--profile", "here", "--json"))
+    assert found["flops"] == 2 * (2 * 5) * 6 * 4  # the linear layer, on every token
+
+
+@pytest.mark.parametrize("path", ["latmorph_cli_models:made", "latmorph_cli_models:Group.small"])
+def test_predict_takes_a_module_and_a_dotted_attribute(
+    capsys: Capture, profiles_folder: Path, models: Path, path: str
+) -> None:
+    argv = ("predict", path, "--input", "1x3x8x8", "--profile", "here", "--json")
+    assert strict_json(output_of(capsys, *argv))["flops"] == SMALL_FLOPS
+
+
+def test_predict_says_that_a_profile_is_of_another_machine(
+    capsys: Capture, profiles_folder: Path, models: Path, cpu_profile: Profile
+) -> None:
+    other_machine(cpu_profile, name="another processor").save(profiles_folder / "there")
+    capsys.readouterr()
+    assert main(["predict", *SMALL, "--profile", "there"]) == 0
+    out, err = capsys.readouterr()
+    assert "predicted" in out
+    assert "another machine" in err
+    assert "another processor" in err
+    found = strict_json(output_of(capsys, "predict", *SMALL, "--profile", "there", "--json"))
+    assert any("another machine" in note for note in found["estimate"]["notes"])
+
+
+def other_machine(profile: Profile, **changed: Any) -> Profile:
+    """The same profile, said to be of another machine."""
+    fingerprint = msgspec.structs.replace(profile.fingerprint, **changed)
+    return Profile(
+        msgspec.structs.replace(profile.header, fingerprint=fingerprint), profile.model, profile.visits
+    )
+
+
+def test_predict_goes_past_an_unknown_operator_when_allowed_and_says_so(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    argv = ("predict", "latmorph_cli_models:Fourier", "--input", "2x16", "--profile", "here")
+    capsys.readouterr()
+    assert main([*argv, "--allow-unknown"]) == 0
+    out, err = capsys.readouterr()
+    assert "linear" in out
+    assert "fft" in err
+    found = strict_json(output_of(capsys, *argv, "--allow-unknown", "--json"))
+    assert any("fft" in name for name in found["estimate"]["unpriced"])
+    assert found["flops"] == 2 * 2 * 16 * 16 + 2 * 2 * 16 * 4
+
+
+def test_predict_as_a_process_prints_json_alone_and_finds_models_in_the_working_folder(
+    profiles_folder: Path, models_folder: Path
+) -> None:
+    done = run_process(models_folder, "predict", *SMALL, "--profile", "here", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert strict_json(done.stdout)["flops"] == SMALL_FLOPS
+
+
+def run_process(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in a folder, with the present environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "latmorph.cli", *argv],
+        cwd=folder,
+        env=os.environ.copy(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# measure
+
+
+def test_measure_prints_predicted_beside_measured(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    out = output_of(capsys, "measure", *SMALL, "--profile", "here", "--passes", "7")
+    header = next(line for line in out.splitlines() if "predicted" in line)
+    row = next(line for line in out.splitlines() if "%" in line and line != header and "us" in line)
+    assert "measured" in header
+    assert [part for part in row.replace("│", " ").split() if part][-1] == "7"
+
+
+def test_measure_as_json_holds_the_raw_samples(capsys: Capture, profiles_folder: Path, models: Path) -> None:
+    argv = ("measure", *SMALL, "--profile", "here", "--passes", "4", "--json")
+    found = strict_json(output_of(capsys, *argv))
+    assert found["profile"] == "here"
+    assert found["estimate"]["total_s"] > 0
+    measured = found["measured"]
+    assert len(measured["samples_s"]) == len(measured["references_s"]) == 4
+    assert all(t > 0 for t in (*measured["samples_s"], *measured["references_s"], measured["time_s"]))
+
+
+# profiles
+
+
+def test_profiles_lists_the_saved_ones_and_marks_those_of_this_machine(
+    capsys: Capture, profiles_folder: Path, cpu_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    other_machine(cpu_profile, name="another processor").save(profiles_folder / "there")
+    lines = output_of(capsys, "profiles").splitlines()
+    assert sum("here *" in line for line in lines) == 1
+    assert sum("another processor" in line and "*" not in line for line in lines) == 1
+    found = strict_json(output_of(capsys, "profiles", "--json"))
+    here = {row["profile"]["fingerprint"]["name"]: row["of_this_machine"] for row in found}
+    assert here == {cpu_profile.fingerprint.name: True, "another processor": False}
+
+
+def test_profiles_without_any_is_an_empty_list(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    monkeypatch.setenv("LATMORPH_PROFILES", str(tmp_path / "none yet"))
+    assert strict_json(output_of(capsys, "profiles", "--json")) == []
+    assert "held-out error" in output_of(capsys, "profiles")
+
+
+def test_profiles_passes_over_a_damaged_one_and_names_it(
+    capsys: Capture, profiles_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    (profiles_folder / "broken").mkdir()
+    (profiles_folder / "broken" / "profile.json").write_text('{"format": "latmorph-profile"')
+    assert main(["profiles", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [row["profile"]["name"] for row in strict_json(out)] == ["here"]
+    assert "broken" in one_line(err)
+
+
+def test_profiles_shows_one_with_its_roofs_and_errors(
+    capsys: Capture, profiles_folder: Path, cpu_profile: Profile
+) -> None:
+    out = output_of(capsys, "profiles", "here")
+    assert cpu_profile.fingerprint.name in out
+    assert "FLOP/s" in out
+    assert "B/s" in out
+    assert "conv2d" in out
+    found = strict_json(output_of(capsys, "profiles", "here", "--json"))
+    assert found["roofs"]["peak_flops_per_s"] == cpu_profile.model.roofs.peak_flops_per_s
+    assert found["profile"]["visits"] == 10
+
+
+# profile
+
+
+def test_profile_prints_the_figures_and_writes_the_folder(
+    capsys: Capture, quick_profile: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "made" / "mine"
+    out = output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "-o", str(folder))
+    assert str(folder) in out.replace("\n", "")
+    assert "held-out error" in out
+    saved = open_profile(folder)
+    assert saved.name == "mine"
+    assert len(saved.visits) == 10
+    # The planted peak of the simulated device, less the 2 us that it adds to each call.
+    assert saved.model.roofs.peak_flops_per_s == pytest.approx(1e11, rel=0.01)
+    assert [p.name for p in folder.parent.iterdir()] == ["mine"]  # no journal, no half-written folder
+
+
+def test_profile_as_json_says_where_it_is_saved_and_its_header(capsys: Capture, quick_profile: Path) -> None:
+    found = strict_json(
+        output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "--seed", "3", "--json")
+    )
+    folder = Path(found["folder"])
+    assert folder.parent == quick_profile
+    assert found["profile"]["seed"] == 3
+    assert found["profile"]["budget_s"] == 1000
+    assert open_profile(folder).header.created == found["profile"]["created"]
+
+
+def test_an_interrupted_profile_says_where_it_is_kept_and_the_next_run_resumes(
+    capsys: Capture, quick_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    argv = ["profile", "--device", "cpu", "--budget", "1000", "-o", str(folder)]
+    visit, visited = latmorph.device.timing.visit_network, []
+
+    def until_interrupted(*args: Any, **kwargs: Any) -> Any:
+        if len(visited) == 4:
+            raise KeyboardInterrupt
+        visited.append((args[1], args[2]))
+        return visit(*args, **kwargs)
+
+    monkeypatch.setattr(latmorph.device.timing, "visit_network", until_interrupted)
+    capsys.readouterr()
+    assert main(argv) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    journals = [p for p in tmp_path.iterdir() if p.is_file()]
+    assert len(journals) == 1
+    assert any(str(journals[0]) in line for line in err.splitlines())
+    assert not folder.exists()
+
+    first = list(visited)
+
+    def second_run(*args: Any, **kwargs: Any) -> Any:
+        visited.append((args[1], args[2]))
+        return visit(*args, **kwargs)
+
+    monkeypatch.setattr(latmorph.device.timing, "visit_network", second_run)
+    assert main(argv) == 0
+    assert "resumed after 4 network visits" in capsys.readouterr().err
+    assert len(visited) == 10  # the six that were missing, and none of the first four again
+    assert len(set(visited)) == 10
+    assert not journals[0].exists()
+    saved = open_profile(folder)
+    assert [(v.network, v.visit) for v in saved.visits[:4]] == first
+
+
+def test_a_profile_interrupted_under_other_settings_starts_anew_and_says_so(
+    capsys: Capture, quick_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["profile", "--device", "cpu", "--budget", "1000", "-o", str(tmp_path / "mine")]
+    with monkeypatch.context() as patch:
+        patch.setattr(latmorph.device.timing, "visit_network", interrupt)
+        assert main(argv) == 130
+    capsys.readouterr()
+    assert main([*argv, "--seed", "1"]) == 0
+    assert "starting anew" in capsys.readouterr().err
+    assert open_profile(tmp_path / "mine").header.seed == 1
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_budget_too_small_for_a_fit_is_refused_and_more_goes_on_from_there(
+    capsys: Capture, quick_profile: Path, tmp_path: Path
+) -> None:
+    argv = ["profile", "--device", "cpu", "-o", str(tmp_path / "mine")]
+    assert main([*argv, "--budget", "1e-6"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    # Progress may stand before it; what went wrong is said once, at the end.
+    assert "networks" in one_line(err.splitlines(keepends=True)[-1])
+    assert sum(line.startswith("latmorph: ") for line in err.splitlines()) == 1
+    assert main([*argv, "--budget", "1000"]) == 0
+    assert "resumed" in capsys.readouterr().err
+
+
+def test_profile_leaves_a_folder_of_other_files_alone(
+    capsys: Capture, quick_profile: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("three years of work")
+    code = main(["profile", "--device", "cpu", "--budget", "1000", "-o", str(folder)])
+    assert (folder / "thesis.txt").is_file()
+    assert (folder / "thesis.txt").read_text() == "three years of work"
+    assert code == 2
+    assert "results" in capsys.readouterr().err
+
+
+def test_profile_leaves_a_file_in_the_folders_place_alone(
+    capsys: Capture, quick_profile: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "thesis.txt"
+    file.write_text("three years of work")
+    code = main(["profile", "--device", "cpu", "--budget", "1000", "-o", str(file)])
+    assert file.is_file()
+    assert file.read_text() == "three years of work"
+    assert code == 2
+    assert "thesis.txt" in capsys.readouterr().err
+
+
+def test_profile_into_the_working_folder_is_saved_or_refused(
+    capsys: Capture, quick_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    code = main(["profile", "--device", "cpu", "--budget", "1000", "-o", "."])
+    assert code in (0, 2)
+    assert (code == 0) == (tmp_path / "mine" / "profile.json").is_file()
+
+
+def test_profile_replaces_an_older_profile(
+    capsys: Capture, quick_profile: Path, tmp_path: Path, cpu_profile: Profile
+) -> None:
+    cpu_profile.save(tmp_path / "mine")
+    output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "-o", str(tmp_path / "mine"))
+    assert open_profile(tmp_path / "mine").fingerprint.device == "simulated"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
+
+
+# bad input
+
+
+def cut_header(folder: Path) -> None:
+    data = (folder / "profile.json").read_bytes()
+    (folder / "profile.json").write_bytes(data[: len(data) // 2])
+
+
+def cut_model(folder: Path) -> None:
+    data = (folder / "model.json.gz").read_bytes()
+    (folder / "model.json.gz").write_bytes(data[: len(data) // 2])
+
+
+def cut_measurements(folder: Path) -> None:
+    data = (folder / "measurements.csv.gz").read_bytes()
+    (folder / "measurements.csv.gz").write_bytes(data[:-1])
+
+
+def remove_model(folder: Path) -> None:
+    (folder / "model.json.gz").unlink()
+
+
+def edit_header(folder: Path) -> None:
+    head = json.loads((folder / "profile.json").read_text())
+    head["reference_s"] /= 2
+    (folder / "profile.json").write_text(json.dumps(head))
+
+
+def edit_model(folder: Path) -> None:
+    model = json.loads(gzip.decompress((folder / "model.json.gz").read_bytes()))
+    model["scale"] *= 2
+    (folder / "model.json.gz").write_bytes(gzip.compress(json.dumps(model).encode()))
+
+
+def make_newer(folder: Path) -> None:
+    head = json.loads((folder / "profile.json").read_text())
+    head.update(version=99, something_new=True)
+    (folder / "profile.json").write_text(json.dumps(head))
+
+
+def make_foreign(folder: Path) -> None:
+    (folder / "profile.json").write_text('{"name": "a package of something else"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "word"),
+    [
+        (cut_header, "profile.json", "truncated"),
+        (cut_model, "model.json.gz", "truncated"),
+        (cut_measurements, "measurements.csv.gz", "truncated"),
+        (remove_model, "model.json.gz", "no such file"),
+        (edit_header, "profile.json", "edited"),
+        (edit_model, "model.json.gz", "altered"),
+        (make_newer, "profile.json", "newer"),
+        (make_foreign, "profile.json", "not a latmorph profile"),
+    ],
+)
+def test_a_damaged_profile_is_refused_by_the_name_of_the_file(
+    capsys: Capture,
+    profiles_folder: Path,
+    models: Path,
+    damage: Callable[[Path], None],
+    file: str,
+    word: str,
+) -> None:
+    damage(profiles_folder / "here")
+    for argv in (("predict", *SMALL, "--profile", "here"), ("profiles", "here")):
+        line = refused(capsys, *argv)
+        assert str(profiles_folder / "here" / file) in line
+        assert word in line
+
+
+def test_a_newer_profile_is_refused_by_its_version_and_with_what_to_do(
+    capsys: Capture, profiles_folder: Path
+) -> None:
+    make_newer(profiles_folder / "here")
+    line = refused(capsys, "profiles", "here")
+    assert "99" in line
+    assert "update latmorph" in line
+
+
+@pytest.mark.parametrize("command", ["predict", "measure"])
+def test_a_missing_profile_is_refused_with_those_that_exist(
+    capsys: Capture, profiles_folder: Path, models: Path, command: str
+) -> None:
+    line = refused(capsys, command, *SMALL, "--profile", "no-such-profile")
+    assert "'no-such-profile'" in line
+    assert "here" in line.split("no-such-profile")[1]
+
+
+def test_a_device_without_profiles_is_refused_with_how_to_make_one(
+    capsys: Capture, profiles_folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    line = refused(capsys, "predict", *SMALL, "--profile", "cuda")
+    assert "latmorph profile --device cuda" in line
+
+
+BAD_MODELS_AND_INPUTS = {
+    # The model's path.
+    "no colon": ("latmorph_cli_models", ["1x4"], ["'latmorph_cli_models'", "package.module:callable"]),
+    "no callable": ("latmorph_cli_models:", ["1x4"], ["'latmorph_cli_models:'", "package.module:callable"]),
+    "no module": (":Small", ["1x4"], ["':Small'", "package.module:callable"]),
+    "no such package": ("no_such_package.nets:Net", ["1x4"], ["no_such_package.nets", "does not import"]),
+    "import raises": ("latmorph_cli_broken:Net", ["1x4"], ["latmorph_cli_broken", "not import", "half"]),
+    "syntax error": ("latmorph_cli_syntax:Net", ["1x4"], ["latmorph_cli_syntax", "does not import"]),
+    "no attribute": ("latmorph_cli_models:Missing", ["1x4"], ["latmorph_cli_models", "'Missing'"]),
+    "no inner attribute": ("latmorph_cli_models:Group.gone", ["1x4"], ["latmorph_cli_models", "'gone'"]),
+    "callable fails": ("latmorph_cli_models:fails", ["1x4"], ["latmorph_cli_models:fails", "weights are"]),
+    "callable needs more": ("latmorph_cli_models:needs_an_argument", ["1x4"], ["needs_an_argument", "width"]),
+    "gives no model": ("latmorph_cli_models:no_module", ["1x4"], ["latmorph_cli_models:no_module", "int"]),
+    # The inputs on their own.
+    "shape of words": ("latmorph_cli_models:Small", ["1x3xtall"], ["'1x3xtall'", "1x3x224x224"]),
+    "shape empty": ("latmorph_cli_models:Small", [""], ["''", "1x3x224x224"]),
+    "size zero": ("latmorph_cli_models:Small", ["1x3x0x8"], ["'1x3x0x8'", "at least 1"]),
+    "size negative": ("latmorph_cli_models:Small", ["1x3x-8x8"], ["'1x3x-8x8'", "at least 1"]),
+    "unknown dtype": ("latmorph_cli_models:Small", ["1x3x8x8:float12"], ["'1x3x8x8:float12'", "'float12'"]),
+    "no dtype": ("latmorph_cli_models:Small", ["1x3x8x8:nn"], ["'1x3x8x8:nn'", "'nn'"]),
+    "quantized dtype": ("latmorph_cli_models:Small", ["1x3x8x8:qint8"], ["'1x3x8x8:qint8'"]),
+    "larger than memory": ("latmorph_cli_models:Small", [f"{10**11}x{10**11}"], [f"'{10**11}x{10**11}'"]),
+    "larger than a size": ("latmorph_cli_models:Small", [f"{10**30}"], [f"'{10**30}'"]),
+    # The inputs and the model together.
+    "wrong shape": ("latmorph_cli_models:Small", ["1x4x8x8"], ["Small", "(1, 4, 8, 8)"]),
+    "wrong dtype": ("latmorph_cli_models:Small", ["1x3x8x8:int64"], ["Small", "(1, 3, 8, 8)", "int64"]),
+    "input too many": ("latmorph_cli_models:Small", ["1x3x8x8", "1x4"], ["Small", "2 positional"]),
+    "input too few": ("latmorph_cli_models:TwoInputs", ["2x5:int64"], ["TwoInputs", "1 positional"]),
+    "data-dependent": ("latmorph_cli_models:Branching", ["1x4"], ["Branching", "control flow"]),
+}
+
+
+@pytest.mark.parametrize("command", ["predict", "measure"])
+@pytest.mark.parametrize(
+    ("model", "shapes", "words"), BAD_MODELS_AND_INPUTS.values(), ids=BAD_MODELS_AND_INPUTS
+)
+def test_a_bad_model_or_input_is_refused_by_name(
+    capsys: Capture,
+    profiles_folder: Path,
+    models: Path,
+    command: str,
+    model: str,
+    shapes: list[str],
+    words: list[str],
+) -> None:
+    inputs = [f"--input={shape}" for shape in shapes]
+    line = refused(capsys, command, model, *inputs, "--profile", "here")
+    for word in words:
+        assert word in line
+
+
+def test_an_unknown_operator_is_refused_by_its_name_and_with_what_to_do(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    argv = ("predict", "latmorph_cli_models:Fourier", "--input", "2x16", "--profile", "here")
+    line = refused(capsys, *argv)
+    assert "fft" in line
+    assert "--allow-unknown" in line  # as it is written on the command line
+
+
+def test_data_dependent_control_flow_is_one_line_of_a_process_too(
+    profiles_folder: Path, models_folder: Path
+) -> None:
+    # In a process of its own, because torch logs past what a test can capture.
+    argv = ("predict", "latmorph_cli_models:Branching", "--input", "1x4", "--profile", "here")
+    done = run_process(models_folder, *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "control flow" in one_line(done.stderr)
+
+
+BAD_SETTINGS = {
+    "device": (["--device", "tpu"], ["'tpu'", "cpu, cuda"]),
+    "runtime": (["--device", "cpu", "--runtime", "onnx"], ["'onnx'", "eager"]),
+    "dtype": (["--device", "cpu", "--dtype", "float12"], ["'float12'", "float32"]),
+    "no threads": (["--device", "cpu", "--threads", "0"], ["threads", "0"]),
+    "threads negative": (["--device", "cpu", "--threads", "-2"], ["threads", "-2"]),
+    "budget negative": (["--device", "cpu", "--budget", "-5"], ["--budget", "-5"]),
+    "no budget": (["--device", "cpu", "--budget", "0"], ["--budget", "0"]),
+    "budget no number": (["--device", "cpu", "--budget", "nan"], ["--budget", "nan"]),
+    "budget without end": (["--device", "cpu", "--budget", "inf"], ["--budget", "inf"]),
+}
+
+
+@pytest.mark.parametrize(("given", "words"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_profile_refuses_a_setting_by_name_and_measures_nothing(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], words: list[str]
+) -> None:
+    def measures(*_: object, **__: object) -> None:
+        raise AssertionError("the run began")
+
+    monkeypatch.setattr(latmorph.latency.profiling, "run_profile", measures)
+    line = refused(capsys, "profile", *given, "-o", str(tmp_path / "made"))
+    for word in words:
+        assert word in line
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["profile", "demo"])
+def test_cuda_is_refused_where_there_is_none(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refused(capsys, command, "--device", "cuda", "-o", str(tmp_path / "made"))
+    assert "'cuda'" in line
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["measure", "demo"])
+@pytest.mark.parametrize("device", ["cuda", "simulated"])
+def test_measuring_is_refused_on_a_device_that_is_not_here(
+    capsys: Capture,
+    profiles_folder: Path,
+    models: Path,
+    cpu_profile: Profile,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    device: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    other_machine(cpu_profile, device=device).save(profiles_folder / "there")
+    argv = (*SMALL,) if command == "measure" else ("-o", str(profiles_folder.parent / "made"))
+    capsys.readouterr()
+    assert main([command, *argv, "--profile", "there"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert device in one_line(err.splitlines(keepends=True)[-1])
+
+
+@pytest.mark.parametrize("passes", ["0", "-3"])
+def test_measure_refuses_a_number_of_passes_below_one(
+    capsys: Capture, profiles_folder: Path, models: Path, passes: str
+) -> None:
+    line = refused(capsys, "measure", *SMALL, "--profile", "here", "--passes", passes)
+    assert "passes" in line
+    assert passes in line
+
+
+@pytest.mark.parametrize("target", ["0", "1", "2.5", "-0.5", "nan"])
+def test_demo_refuses_a_target_that_is_no_fraction(capsys: Capture, tmp_path: Path, target: str) -> None:
+    line = refused(capsys, "demo", "--target", target, "-o", str(tmp_path / "made"))
+    assert "--target" in line
+    assert target in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_profile_refuses_a_place_that_cannot_be_written(
+    capsys: Capture, quick_profile: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    capsys.readouterr()
+    code = main(["profile", "--device", "cpu", "--budget", "1000", "-o", str(tmp_path / "file" / "mine")])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert str(tmp_path / "file") in one_line(err.splitlines(keepends=True)[-1])
+
+
+def test_an_interrupt_is_one_line_and_its_own_exit_code(
+    capsys: Capture, profiles_folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latmorph.report.measured.time_calls", interrupt)
+    capsys.readouterr()
+    assert main(["measure", *SMALL, "--profile", "here"]) == 130
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "latmorph: interrupted\n")
