@@ -41,9 +41,10 @@ specs = st.builds(
 )
 
 
-@pytest.mark.parametrize(
-    ("dtype", "item"), [("float64", 8), ("float32", 4), ("float16", 2), ("bfloat16", 2), ("int64", 8), ("bool", 1)]
-)
+ITEMS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1, "bool": 1}
+
+
+@pytest.mark.parametrize(("dtype", "item"), ITEMS.items())
 def test_a_tensors_bytes_are_its_elements_times_the_size_of_one(dtype: str, item: int) -> None:
     tensor = TensorSpec("x", (2, 3, 5), dtype)
     assert tensor.numel == 30
@@ -150,7 +151,7 @@ def test_text_that_is_no_operator_is_refused_as_a_value_error(text: str) -> None
     [
         '["relu",[["self",[Infinity],"float32",0]],[],[]]',  # no integer
         '["relu",[["self",[1.5],"float32",0]],[],[]]',  # a size that would be rounded in silence
-        '[null,[],[],[]]',  # would become the kind "None"
+        "[null,[],[],[]]",  # would become the kind "None"
         "[" * 100_000,  # deeper than the parser goes
     ],
     ids=["infinite size", "fractional size", "no kind", "nested too deep"],

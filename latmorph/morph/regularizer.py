@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from latmorph.errors import TargetError, UsageError
+from latmorph.errors import LatmorphWarning, TargetError, UsageError
 from latmorph.graph.capture import capture
 from latmorph.morph.controller import Controller
 from latmorph.morph.cost import CostModel
@@ -16,7 +17,7 @@ from latmorph.morph.importance import Channels, paths_of, readers_to_silence
 from latmorph.morph.structure import Structure
 
 DEAD = 1e-2
-"""In classic mode, a channel below this importance counts as removed, as in MorphNet."""
+"""In classic mode, a channel below this importance counts as removed, but for a group's most important."""
 
 FASTEST_DEATHS = 0.02
 """In target mode, at most this share of all channels dies in one step, the least important first."""
@@ -177,7 +178,9 @@ class Regularizer:
         """Take the widths as they are now, with their cost and prices."""
         if not self._attached:
             with torch.no_grad():
-                self.alive = {g: c.importance() > DEAD for g, c in self._channels.items()}
+                for g, channels in self._channels.items():
+                    importance = channels.importance()
+                    self.alive[g] = importance >= min(DEAD, float(importance.max()))
         widths = self._alive_widths()
         if not np.array_equal(widths, self._widths):
             self._widths = widths
@@ -218,6 +221,8 @@ class Regularizer:
             channels.silence(~alive)
         if doomed:
             self._let_die(doomed)
+        if self._controller is not None and self.step_count >= self._steps:
+            self._finish(self._controller.target)
 
     def _threshold(self, g: int) -> float:
         """What the proximal step takes off the importance of a group's channels.
@@ -245,65 +250,93 @@ class Regularizer:
         if self._controller is not None:
             total = sum(c.width for c in self._channels.values())
             doomed = doomed[: max(1, int(FASTEST_DEATHS * total))]
-            ends = np.unique(np.linspace(1, len(doomed), 6).astype(int))
-            widths = np.repeat(self._alive_widths()[None], len(ends), axis=0)
-            for row, end in zip(widths, ends, strict=True):
-                np.subtract.at(row, [g for _, g, _ in doomed[:end]], 1)
-            fractions = self.cost.evaluate(self.graph, widths) / self.parent_cost
-            enough = np.flatnonzero(fractions <= self._controller.wanted(self.step_count))
-            chosen = int(enough[0]) if len(enough) else len(ends) - 1
-            doomed, self._fraction = doomed[: ends[chosen]], float(fractions[chosen])
+            wanted = self._controller.wanted(self.step_count)
+            needed, self._fraction = self._needed(doomed, self._alive_widths(), wanted)
+            doomed = doomed[:needed]
         for g in {g for _, g, _ in doomed}:
             mask = self.alive[g]
             mask[[c for _, own, c in doomed if own == g]] = False
             self._channels[g].multiply(mask.to(torch.float32))
             self._channels[g].silence(~mask)
 
-    def structure(self) -> Structure:
-        """The channels that are still alive; with a target, brought under it where training was not done.
+    def _needed(
+        self, removals: Sequence[tuple[float, int, int]], widths: np.ndarray, wanted: float
+    ) -> tuple[int, float]:
+        """How many of the first removals bring the cost to ``wanted`` (else all), and to what fraction.
 
-        Channels are then removed from the least important for their price up, which changes the outputs.
+        A few numbers are tried, spread over the list, in one evaluation of the cost.
+        """
+        ends = np.unique(np.linspace(1, len(removals), 6).astype(int))
+        tried = np.repeat(widths[None], len(ends), axis=0)
+        for row, end in zip(tried, ends, strict=True):
+            np.subtract.at(row, [g for _, g, _ in removals[:end]], 1)
+        fractions = self.cost.evaluate(self.graph, tried) / self.parent_cost
+        enough = np.flatnonzero(fractions <= wanted)
+        chosen = int(enough[0]) if len(enough) else len(ends) - 1
+        return int(ends[chosen]), float(fractions[chosen])
+
+    def _finish(self, target: float) -> None:
+        """The schedule is over: what still lies above the target goes now, and training mends the rest."""
+        if self._fraction <= target:
+            return
+        alive = self._select(target)
+        for g, mask in alive.items():
+            self.alive[g] = torch.as_tensor(mask, device=self.alive[g].device)
+            self._channels[g].multiply(self.alive[g].to(torch.float32))
+            self._channels[g].silence(~self.alive[g])
+        self._fraction = self.cost.total(self.graph, self._alive_widths()) / self.parent_cost
+
+    def structure(self) -> Structure:
+        """The channels that are still alive, brought under the target if there is one. Changes nothing.
+
+        After :meth:`attach` and a schedule's ``steps``, channels are alive or exactly zero, and the target
+        is met: the shrunk network computes what the trained one does. Before that, the least important
+        channels for their price are left out as well; that changes the outputs, and a warning says so.
         Raises TargetError when the structure would cost more than its parent.
         """
         self._look()
-        alive = {g: mask.cpu().numpy().copy() for g, mask in self.alive.items()}
-        with torch.no_grad():
-            importance = {g: c.importance().cpu().numpy() for g, c in self._channels.items()}
-        for g, mask in alive.items():
-            if not mask.any():
-                mask[int(np.argmax(importance[g]))] = True
-        if self._target is not None:
-            self._select(alive, importance, self._target)
-        widths = self._widths_of(alive)
-        cost = self.cost.total(self.graph, widths)
-        if cost > self.parent_cost * (1 + 1e-9):
-            raise TargetError(
-                f"{self.cost.name}: the channels left cost {cost / self.parent_cost:.3f} of the parent, more "
-                "than all of them: on this device fewer channels are slower here; train on, or give a target"
+        alive = {g: mask.cpu().numpy() for g, mask in self.alive.items()}
+        if self._target is not None and self._fraction > self._target:
+            chosen = self._select(self._target)
+            more = sum(int(mask.sum() - chosen[g].sum()) for g, mask in alive.items())
+            warnings.warn(
+                f"training has brought {self.cost.name} to {self._fraction:.3f} of the parent, the target is "
+                f"{self._target:g}: {more} channels that are not zero are left out as well, and the outputs "
+                f"change; train for at least steps={self._steps} steps, or on after shrinking",
+                LatmorphWarning,
+                stacklevel=2,
             )
-        kept = {self.graph.groups[g].name: np.flatnonzero(mask) for g, mask in alive.items()}
-        return Structure.keep(self.graph, {n: k.tolist() for n, k in kept.items()})
+            alive = chosen
+        kept = {self.graph.groups[g].name: np.flatnonzero(mask).tolist() for g, mask in alive.items()}
+        structure = Structure.keep(self.graph, kept)
+        cost = self.cost.total(self.graph, structure.widths_of(self.graph)) / self.parent_cost
+        if cost > 1 + 1e-9:
+            raise TargetError(
+                f"{self.cost.name}: the channels left cost {cost:.3f} of the parent, more than all of them: "
+                "on this device fewer channels are slower here; train on, or give a target"
+            )
+        return structure
 
-    def _widths_of(self, alive: dict[int, np.ndarray]) -> np.ndarray:
-        widths = self.graph.widths.copy()
-        for g, mask in alive.items():
-            widths[g] = mask.sum()
-        return widths
-
-    def _select(self, alive: dict[int, np.ndarray], importance: dict[int, np.ndarray], target: float) -> None:
-        """Remove the least important channels for their price until the cost is at most the target's."""
-        limit = target * self.parent_cost
-        while self.cost.total(self.graph, self._widths_of(alive)) > limit:
-            prices = self.cost.marginal(self.graph, self._widths_of(alive))
-            candidates = []
-            for g, mask in alive.items():
-                order = [c for c in np.argsort(importance[g]) if mask[c]][:-1]
-                worth = max(prices[g], 1e-12 * self.parent_cost)
-                candidates += [(importance[g][c] / worth, g, int(c)) for c in order]
+    @torch.no_grad()
+    def _select(self, target: float) -> dict[int, np.ndarray]:
+        """The channels left when the least important for their price go until the target is met."""
+        alive = {g: mask.cpu().numpy().copy() for g, mask in self.alive.items()}
+        importance = {g: c.importance().float().cpu().numpy() for g, c in self._channels.items()}
+        widths = self._alive_widths()
+        fraction = self.cost.total(self.graph, widths) / self.parent_cost
+        while fraction > target:
+            prices = np.maximum(self.cost.marginal(self.graph, widths), 1e-12 * self.parent_cost)
+            candidates = sorted(
+                (importance[g][c] / prices[g], g, int(c))
+                for g, mask in alive.items()
+                for c in sorted(np.flatnonzero(mask), key=lambda c: importance[g][c])[:-1]
+            )
             if not candidates:
                 raise TargetError(f"{self.cost.name}: the target {target:g} cannot be reached")
-            candidates.sort()
-            for k, (_, g, c) in enumerate(candidates[: max(1, len(candidates) // 50)]):
+            # Prices change as channels go: a few at a time.
+            few = candidates[: max(1, len(candidates) // 50)]
+            needed, fraction = self._needed(few, widths, target)
+            for _, g, c in few[:needed]:
                 alive[g][c] = False
-                if k % 4 == 3 and self.cost.total(self.graph, self._widths_of(alive)) <= limit:
-                    break
+                widths[g] -= 1
+        return alive

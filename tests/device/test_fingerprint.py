@@ -131,8 +131,8 @@ def test_a_flag_that_only_begins_like_a_known_one_is_not_it(system: Callable[[st
 def test_without_cpuinfo_there_is_still_a_name_and_no_features(
     system: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.platform, "processor", lambda: "")
-    monkeypatch.setattr(module.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert cpu_name() == "riscv64"
     assert cpu_features() == ()
     assert cpu_caches() == ()

@@ -56,7 +56,7 @@ def assert_runs(steps: tuple[Step, ...]) -> None:
 
     with torch.inference_mode():
         program = _Program(steps, "cpu")
-        program.calls = [watched(call) for call in program.calls]
+        program.calls = [watched(call) for call in program.calls]  # type: ignore[misc]
         program.run()
     # Infinities and denormal numbers are slow on some processors, and no real network has them.
     expected = [(s.spec.out.shape, f"torch.{s.spec.out.dtype}", True) for s in steps]
@@ -79,7 +79,10 @@ def test_sampled_networks_run_in_every_dtype(seed: int, dtype: str) -> None:
     assert_runs(steps)
 
 
-@pytest.mark.parametrize(("kind", "axis"), [("conv2d", "in"), ("conv2d", "out"), ("depthwise", "out"), ("linear", "in"), ("linear", "out")])
+SWEEPS = [("conv2d", "in"), ("conv2d", "out"), ("depthwise", "out"), ("linear", "in"), ("linear", "out")]
+
+
+@pytest.mark.parametrize(("kind", "axis"), SWEEPS)
 def test_width_sweeps_run_in_torch_and_vary_the_width_asked_for(kind: str, axis: str) -> None:
     widths = [7, 8, 9, 33]
     networks = width_sweep(kind, axis, widths)

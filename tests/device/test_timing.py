@@ -537,8 +537,9 @@ def test_calm_times_come_through_spells_within_single_passes(journal: Journal) -
     # by some 0.3 %. 4 % covers the luckless.
     device = Simulated(noise=0.02, spell=0.33, seed=5)
     visits = collect(device, Plan(0, SMALL, round_size=12), journal, 1e9, most_visits=24)
-    slowest = max(max(t) / device.true_time_s(s) for v in visits for s, t in zip(v.specs, v.times_s, strict=True))
-    assert slowest > 1.9  # the spells are in the samples
+    first = visits[0]
+    slowest = [max(t) / device.true_time_s(s) for s, t in zip(first.specs, first.times_s, strict=True)]
+    assert min(slowest) > 1.9  # the spells are in the samples
     assert np.max(np.abs(errors_of(device, visits))) < 0.04
 
 

@@ -29,7 +29,10 @@ NETWORKS = {
         nn.Sequential(Branches(conv_norm(3, 4, 1), conv_norm(3, 6, 3)), nn.Flatten(), nn.Linear(360, 4)),
         (1, 3, 6, 6),
     ),
-    "attention": (nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 8), Attention(8, 2)), (1, 4, 5)),
+    "attention": (
+        nn.Sequential(nn.Linear(5, 12), nn.GELU(), nn.Linear(12, 8), nn.LayerNorm(8), Attention(8, 2)),
+        (1, 4, 5),
+    ),
     "split": (nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 8), Split()), (3, 5)),
 }
 

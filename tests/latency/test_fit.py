@@ -115,14 +115,6 @@ def test_the_validation_counts_every_operator_once() -> None:
     assert {kind: family.operators for kind, family in validation.families.items()} == counts
 
 
-def test_held_out_errors_are_those_of_fresh_networks() -> None:
-    # The validation's word against the truth that only a simulated device has.
-    device = Simulated(noise=0.1, seed=2)
-    model, validation = fit(roofs_of(Simulated()), noisy_visits(device, 40))
-    fresh = 100 * np.mean(np.abs(errors(model, Simulated())))
-    assert 0.4 < validation.mean_error_percent / fresh < 2.5
-
-
 def test_networks_sampled_as_for_a_profile_are_predicted_too(tmp_path: Path) -> None:
     device, plan = Simulated(), Plan(0, 5e7)
     journal = Journal(tmp_path / "journal.jsonl", {})
@@ -169,9 +161,9 @@ def test_with_memory_as_the_only_limit_time_is_proportional_to_bytes() -> None:
 def test_with_overhead_as_the_only_cost_time_is_the_number_of_operators() -> None:
     device = Simulated(peak_flops_per_s=1e18, bandwidth_bytes_per_s=1e18, overhead_s=1e-4)
     model, _ = fitted(device)
-    # The fit leaves at least a tenth of each time to size, and takes 95 % of the smallest for overhead.
+    # The fit leaves a tenth of each time to size, whatever it sees: that much it may be off.
     for steps in FRESH:
-        assert predicted_s(model, steps) == pytest.approx(1e-4 * len(steps), rel=0.06)
+        assert predicted_s(model, steps) == pytest.approx(1e-4 * len(steps), rel=0.1)
 
 
 def test_the_planted_step_is_in_the_predictions() -> None:
@@ -222,11 +214,9 @@ def with_gelu(k: int, width: int) -> Steps:
 @pytest.mark.parametrize("networks_with", [1, 9])
 def test_a_kind_seen_at_one_size_is_not_taken_for_overhead_alone(networks_with: int) -> None:
     # One size tells nothing about how much of the time is overhead; the roofs, which were measured, do.
-    # A gelu of a sixteenth of the size takes some 7 us here (2 of them overhead), not the 80 us it was seen at.
+    # A gelu of a sixteenth of the size takes some 7 us here, 2 of them overhead; the one seen took 82 us.
     device = Simulated()
-    visits = [
-        quiet_visit(device, k, with_gelu(k, 128) if k < networks_with else chain(k)) for k in range(18)
-    ]
+    visits = [quiet_visit(device, k, with_gelu(k, 128) if k < networks_with else chain(k)) for k in range(18)]
     model, _ = fit(roofs_of(device), visits)
     net = NetworkBuilder((1, 8, 28, 28))
     net.activation(-1, "gelu", inplace=False)
@@ -289,23 +279,39 @@ def noisy_visits(device: Simulated, networks: int, first: int = 0) -> list[Visit
     return [visit_network(device, k, v, chain(k), 0, rule) for v in range(2) for k in numbers]
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.2])
-def test_the_interval_holds_nine_in_ten_fresh_networks(noise: float) -> None:
-    # The validation's own coverage is of the residuals that set the interval, so it cannot tell. Here
-    # 150 networks that the fit never saw are measured as noisily as the others were. Should the interval
-    # hold exactly 90 % of them, 80 to 98 % is more than three standard deviations of that share, and
-    # leaves room for an interval that was itself taken from 40 networks.
+@functools.cache
+def measured_afresh(noise: float) -> tuple[Validation, np.ndarray, np.ndarray]:
+    """A fit's validation; the log errors and standard deviations of 150 networks that it never saw.
+
+    They are measured as noisily as the 40 that were fitted.
+    """
     device = Simulated(noise=noise, seed=1)
     visits = noisy_visits(device, 40)
-    model, _ = fit(roofs_of(Simulated()), visits)
+    model, validation = fit(roofs_of(Simulated()), visits)
     fresh = noisy_visits(device, 150, first=5000)
     _, whole = observations([*visits, *fresh])
-    inside = []
+    errors, sigmas = [], []
     for v in fresh[:150]:
         prediction = Predictor(model)(v.specs, v.footprint_bytes)
-        sigma = float(total_sigma(prediction, model.sigma)[0])
-        inside.append(abs(np.log(whole[v.network] / prediction.total_s.sum())) <= 1.645 * sigma)
-    assert 0.80 <= np.mean(inside) <= 0.98
+        errors.append(float(np.log(prediction.total_s.sum() / whole[v.network])))
+        sigmas.append(float(total_sigma(prediction, model.sigma)[0]))
+    return validation, np.array(errors), np.array(sigmas)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_the_interval_holds_nine_in_ten_fresh_networks(noise: float) -> None:
+    # The validation's own coverage is of the residuals that set the interval, so it cannot tell. Should
+    # the interval hold exactly 90 %, the share of 150 has a standard deviation of 2.4 %; the rest of the
+    # way from 80 to 98 % is left to an interval that was itself taken from 40 networks.
+    _, errors, sigmas = measured_afresh(noise)
+    assert 0.80 <= np.mean(np.abs(errors) <= 1.645 * sigmas) <= 0.98
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_held_out_errors_foretell_those_of_fresh_networks(noise: float) -> None:
+    validation, errors, _ = measured_afresh(noise)
+    fresh = 100 * float(np.mean(np.abs(np.exp(errors) - 1)))
+    assert 0.6 < validation.mean_error_percent / fresh < 1.6
 
 
 def test_more_noise_gives_a_wider_interval() -> None:

@@ -45,7 +45,7 @@ def names_and_row(spec: OpSpec) -> tuple[list[str], list[float]]:
     return names, table[0].tolist()
 
 
-def family(trees: Trees = NO_TREES, spec: OpSpec | None = None, **fields: Any) -> Family:
+def family(trees: Trees = NO_TREES, /, *, spec: OpSpec | None = None, **fields: Any) -> Family:
     """A family whose range of data is wide around ``spec``, unless told."""
     names, row = names_and_row(spec or convolution())
     defaults: dict[str, Any] = {
@@ -76,7 +76,7 @@ def roofs_by_hand(spec: OpSpec) -> tuple[float, float]:
 
 
 def smoothmax(a: float, b: float) -> float:
-    return (a**4 + b**4) ** 0.25
+    return float((a**4 + b**4) ** 0.25)
 
 
 def walk(trees: Trees, row: list[float]) -> float:
@@ -96,23 +96,22 @@ def forests(draw: st.DrawFn, row: list[float]) -> Trees:
     """Random trees, of random shapes, whose thresholds lie around and exactly on a row's values."""
     grown: list[list[tuple[int, float, int, int, float]]] = []
     deepest = 0
+
+    def grow(nodes: list[tuple[int, float, int, int, float]], depth: int) -> int:
+        nonlocal deepest
+        deepest = max(deepest, depth)
+        here = len(nodes)
+        nodes.append((0, 0.0, -1, -1, draw(st.floats(-0.2, 0.2))))
+        if depth < 5 and draw(st.booleans()):
+            feature = draw(st.integers(0, len(row) - 1))
+            threshold = row[feature] + draw(st.sampled_from([-2.0, -0.25, 0.0, 0.25, 2.0]))
+            left, right = grow(nodes, depth + 1), grow(nodes, depth + 1)
+            nodes[here] = (feature, threshold, left, right, 99.0)  # what a walk must not stop at
+        return here
+
     for _ in range(draw(st.integers(1, 5))):
-        nodes: list[tuple[int, float, int, int, float]] = []
-
-        def grow(depth: int) -> int:
-            nonlocal deepest
-            deepest = max(deepest, depth)
-            here = len(nodes)
-            nodes.append((0, 0.0, -1, -1, draw(st.floats(-0.2, 0.2))))  # noqa: B023
-            if depth < 5 and draw(st.booleans()):
-                feature = draw(st.integers(0, len(row) - 1))
-                threshold = row[feature] + draw(st.sampled_from([-2.0, -0.25, 0.0, 0.25, 2.0]))
-                left, right = grow(depth + 1), grow(depth + 1)
-                nodes[here] = (feature, threshold, left, right, 99.0)  # noqa: B023
-            return here
-
-        grow(0)
-        grown.append(nodes)
+        grown.append([])
+        grow(grown[-1], 0)
     width = max(len(nodes) for nodes in grown)
     padded = [[*nodes, *[(0, 0.0, -1, -1, 0.0)] * (width - len(nodes))] for nodes in grown]
     columns = [[[node[c] for node in nodes] for nodes in padded] for c in range(5)]
@@ -144,7 +143,8 @@ def test_trees_are_walked_as_by_hand_and_enter_the_formula(
 def test_many_rows_are_walked_like_few() -> None:
     # More rows than one batch of the evaluation holds: the answer must not depend on where it is cut.
     names = names_and_row(convolution())[0]
-    split = Trees(1, [[names.index("width_out"), 0, 0]], [[5.0, 0, 0]], [[1, -1, -1]], [[2, -1, -1]], [[9, -1, 1]])
+    feature = [[names.index("width_out"), 0, 0]]
+    split = Trees(1, feature, [[5.0, 0, 0]], [[1, -1, -1]], [[2, -1, -1]], [[9, -1, 1]])
     widths = np.arange(1, 5001)
     predictor = Predictor(model({"conv2d": family(split, level=0.0)}))
     total = predictor([convolution(16, widths)], FOOTPRINT, len(widths)).total_s[0]
@@ -199,7 +199,7 @@ def residual_of(family_: Family, spec: OpSpec) -> tuple[float, float]:
 def test_away_from_the_data_the_trees_fade_and_the_uncertainty_grows(doublings: float, side: str) -> None:
     spec = convolution()
     names, row = names_and_row(spec)
-    ends = {"low": [v - 50 for v in row], "high": [v + 50 for v in row]}
+    ends: dict[str, Any] = {"low": [v - 50 for v in row], "high": [v + 50 for v in row]}
     k = names.index("width_out")
     # The data end so many doublings before the operator.
     ends[side][k] = row[k] + (doublings if side == "low" else -doublings)
@@ -231,7 +231,7 @@ def test_features_are_matched_by_name_and_missing_ones_are_zero() -> None:
     split = Trees(
         1, [[order.index("width_in"), 0, 0]], [[3.0, 0, 0]], [[1, -1, -1]], [[2, -1, -1]], [[0, -1, 1]]
     )
-    ends = {
+    ends: dict[str, Any] = {
         "features": order,
         "low": [*(v - 50 for v in reversed(row)), 0.0],
         "high": [*(v + 50 for v in reversed(row)), 0.0],

@@ -27,20 +27,19 @@ times = st.floats(1e-9, 1e3)
 
 def spec_of(kind: str, width_in: Any, width_out: Any) -> OpSpec:
     """An operator whose channels are ints, or arrays of one length."""
+    image: tuple[Any, ...] = (1, width_in, 6, 6)
+    out: tuple[Any, ...] = image
+    weight: tuple[Any, ...] | None = None
     if kind == "linear":
-        shapes = [(3, width_in), (width_out, width_in)], (3, width_out)
+        image, weight, out = (3, width_in), (width_out, width_in), (3, width_out)
     elif kind == "depthwise":
-        shapes = [(1, width_in, 6, 6), (width_in, 1, 3, 3)], (1, width_in, 6, 6)
+        weight = (width_in, 1, 3, 3)
     elif kind == "conv2d":
-        shapes = [(1, width_in, 6, 6), (width_out, width_in, 3, 3)], (1, width_out, 6, 6)
-    else:
-        shapes = [(1, width_in, 6, 6)], (1, width_in, 6, 6)
-    inputs = tuple(
-        TensorSpec(name, shape, parameter=name == "weight")
-        for name, shape in zip(("input", "weight"), shapes[0], strict=False)
-    )
+        weight, out = (width_out, width_in, 3, 3), (1, width_out, 6, 6)
+    weights = () if weight is None else (TensorSpec("weight", weight, parameter=True),)
     aten = "conv2d" if kind == "depthwise" else kind
-    return OpSpec(aten, inputs, (TensorSpec("out", shapes[1]),), (("stride", (1, 1)),))
+    inputs = (TensorSpec("input", image), *weights)
+    return OpSpec(aten, inputs, (TensorSpec("out", out),), (("stride", (1, 1)),))
 
 
 # --- smoothmax
@@ -145,26 +144,28 @@ def test_terms_and_features_of_many_widths_are_those_of_each_one(
 def test_features_of_a_convolution_by_hand() -> None:
     names, table = features(spec_of("conv2d", 3, 10), 1, 1023.0)
     row = dict(zip(names, table[0], strict=True))
-    log = {name: math.log2(1 + value) for name, value in {
-        "flops": 2 * 36 * 9 * 3 * 10,
-        "bytes": 4 * (3 * 36 + 10 * 3 * 9 + 10 * 36),
-        "bytes_parameters": 4 * 270,
-        "bytes_in": 4 * 108,
-        "bytes_out": 4 * 360,
-        "footprint": 1023,
-        "width_in": 3,
-        "width_out": 10,
-        "kernel": 9,
-        "pixels_out": 36,
-        "groups": 1,
-    }.items()}
+    log = {
+        name: math.log2(1 + value)
+        for name, value in {
+            "flops": 2 * 36 * 9 * 3 * 10,
+            "bytes": 4 * (3 * 36 + 10 * 3 * 9 + 10 * 36),
+            "bytes_parameters": 4 * 270,
+            "bytes_in": 4 * 108,
+            "bytes_out": 4 * 360,
+            "footprint": 1023,
+            "width_in": 3,
+            "width_out": 10,
+            "kernel": 9,
+            "pixels_out": 36,
+            "groups": 1,
+        }.items()
+    }
     assert {name: row[name] for name in log} == pytest.approx(log)
     assert row["footprint"] == 10.0
     remainders = {name: value for name, value in row.items() if "_mod_" in name}
-    assert remainders == {
-        **{"in_mod_4": 3, "in_mod_8": 3, "in_mod_16": 3, "in_mod_32": 3},
-        **{"out_mod_4": 2, "out_mod_8": 2, "out_mod_16": 10, "out_mod_32": 10},
-    }
+    expected = {f"in_mod_{block}": 3 for block in (4, 8, 16, 32)}
+    expected |= {"out_mod_4": 2, "out_mod_8": 2, "out_mod_16": 10, "out_mod_32": 10}
+    assert remainders == expected
     assert row["inplace"] == 0
 
 
