@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run: Callable[[argparse.Namespace], None] = args.run
         run(args)
-    except LatmorphError as error:
+    except (LatmorphError, OSError) as error:
         print(f"latmorph: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -145,32 +145,40 @@ def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
     yield tell
 
 
+@contextmanager
+def _resumable(journal: Path) -> Iterator[None]:
+    """Say how to go on when a profiling run is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _note(f"what was measured is kept in {journal}: run the same command again to go on")
+        raise
+
+
 def _profile(args: argparse.Namespace) -> None:
     from latmorph.device.registry import open_backend
-    from latmorph.latency.profile import user_folder
+    from latmorph.latency.profile import check_place, user_folder
     from latmorph.latency.profiling import DEFAULT_BUDGET_S, QUICK_BUDGET_S, run_profile
     from latmorph.report.tables import profile_tables
 
     backend = open_backend(args.device, runtime=args.runtime, dtype=args.dtype, threads=args.threads)
-    folder = args.output or user_folder() / backend.fingerprint().slug
-    budget = args.budget or (QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S)
-    if budget <= 0:
-        raise UsageError(f"--budget must be positive, got {budget:g}")
+    folder = (args.output or user_folder() / backend.fingerprint().slug).resolve()
+    check_place(folder)
+    budget = args.budget
+    if budget is None:
+        budget = QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S
+    if not 0 < budget < float("inf"):
+        raise UsageError(f"--budget is a positive number of seconds, got {budget:g}")
     journal = folder.parent / f".{folder.name}.unfinished.jsonl"
-    try:
-        with _progress(f"profiling {args.device}") as progress:
-            profile = run_profile(
-                backend,
-                journal,
-                name=folder.name,
-                budget_s=budget,
-                seed=args.seed,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        _note(f"what was measured is kept in {journal}: run the same command again to go on")
-        raise
-    profile.save(folder)
+    with _resumable(journal), _progress(f"profiling {args.device}") as progress:
+        profile = run_profile(
+            backend,
+            journal,
+            folder=folder,
+            budget_s=budget,
+            seed=args.seed,
+            progress=progress,
+        )
     if args.json:
         _print_json({"folder": str(folder), "profile": profile.header})
     else:
@@ -228,6 +236,7 @@ def _measure(args: argparse.Namespace) -> None:
     from latmorph.report.tables import measure_table
 
     profile = _load_profile(args.profile)
+    _check_device(profile)
     model, inputs = _load_model(args.model, args.input, profile.fingerprint.device)
     estimate = profile.predict(capture(model, inputs, allow_unknown=True))
     timing = measure(model, inputs, profile, passes=args.passes)
@@ -240,6 +249,7 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    from latmorph.data.fashion import read_folder, read_subset
     from latmorph.demo import FOCUS_VARIANTS, demo_graph, run_demo, save_result
     from latmorph.device.registry import open_backend
     from latmorph.graph.variants import variants
@@ -250,17 +260,25 @@ def _demo(args: argparse.Namespace) -> None:
     out: Path = args.output
     if not 0 < args.target < 1:
         raise UsageError(f"--target is a fraction between 0 and 1, got {args.target:g}")
+    images = read_subset() if args.data is None else read_folder(args.data)
     if args.profile:
         profile = _load_profile(args.profile)
+        _check_device(profile)
     else:
         backend = open_backend(args.device, threads=args.threads)
-        with _progress("quick profile") as progress:
-            journal = out / ".profile.unfinished.jsonl"
+        journal = out / ".profile.unfinished.jsonl"
+        with _resumable(journal), _progress("quick profile") as progress:
             focus = variants(demo_graph(), FOCUS_VARIANTS)
-            profile = run_profile(backend, journal, budget_s=QUICK_BUDGET_S, focus=focus, progress=progress)
-        profile.save(out / "profile")
+            profile = run_profile(
+                backend,
+                journal,
+                folder=out / "profile",
+                budget_s=QUICK_BUDGET_S,
+                focus=focus,
+                progress=progress,
+            )
     with _progress("demo") as progress:
-        result = run_demo(profile, target=args.target, data=args.data, seed=args.seed, say=progress)
+        result = run_demo(profile, images, target=args.target, seed=args.seed, say=progress)
     save_result(result, out / "result.json")
     draw_widths(
         {row.name: row.widths for row in result.networks},
@@ -280,6 +298,13 @@ def _load_profile(name: str) -> Profile:
     from latmorph.latency.profile import load_profile
 
     return load_profile(name)
+
+
+def _check_device(profile: Profile) -> None:
+    """Raises DeviceError when this machine has no device of the profile's kind."""
+    from latmorph.device.registry import open_backend
+
+    open_backend(profile.fingerprint.device, runtime=profile.fingerprint.runtime)
 
 
 def _load_model(path: str, shapes: Sequence[str], device: str) -> tuple[torch.nn.Module, tuple[Any, ...]]:
@@ -335,7 +360,10 @@ def _example(text: str) -> torch.Tensor:
     kind = getattr(torch, dtype or "float32", None)
     if not isinstance(kind, torch.dtype):
         raise UsageError(f"input shape {text!r}: torch has no dtype {dtype!r}")
-    return torch.rand(shape).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
+    try:
+        return torch.rand(shape).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
+    except (RuntimeError, TypeError, ValueError, MemoryError, OverflowError) as error:
+        raise UsageError(f"input shape {text!r}: torch cannot make it ({_first(error)})") from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latmorph.data.fashion import Images, read_folder, read_subset
+from latmorph.data.fashion import Images
 from latmorph.files import write_whole
 from latmorph.graph.capture import capture
 from latmorph.graph.graph import Graph
@@ -148,18 +148,17 @@ class _Data:
 
 def run_demo(
     profile: Profile,
+    images: Images,
     *,
     target: float = 0.5,
-    data: Path | None = None,
     schedule: Schedule | None = None,
     seed: int = 0,
     say: Say | None = None,
 ) -> Comparison:
-    """Train, learn both structures, shrink, fine-tune and measure. ``data`` is a folder of idx files."""
+    """Train on ``images``, learn both structures, shrink, fine-tune and measure."""
     schedule = Schedule() if schedule is None else schedule
     tell: Say = say if say is not None else lambda fraction, text: None
     device = profile.fingerprint.device
-    images = read_subset() if data is None else read_folder(data)
     torch.manual_seed(seed)
     store = _Data(images, device, seed)
     x = torch.zeros(LATENCY_BATCH, 1, 28, 28, device=device)

@@ -32,7 +32,8 @@ class UnknownOperatorError(CaptureError):
         )
         super().__init__(
             f"no handler for {len(operators)} operator(s): {listed}. "
-            "Pass allow_unknown=True to freeze their channels and leave them out of the estimate."
+            "To go on, with their channels frozen and their time left out, allow unknown operators "
+            "(allow_unknown=True, or --allow-unknown)"
         )
 
 

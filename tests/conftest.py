@@ -19,10 +19,11 @@ NO_LIMIT_S = 1e6
 @pytest.fixture(scope="session")
 def simulated_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """A profile of the simulated device with its default roofs and no noise; the same in every run."""
+    folder = tmp_path_factory.mktemp("simulated")
     return run_profile(
         Simulated(),
-        tmp_path_factory.mktemp("simulated") / "journal.jsonl",
-        name="formula",
+        folder / "journal.jsonl",
+        folder=folder / "formula",
         budget_s=NO_LIMIT_S,
         rule=StopRule(least=1, most=1),  # without noise a second pass says nothing new
         most_visits=30,
@@ -32,10 +33,11 @@ def simulated_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 @pytest.fixture(scope="session")
 def cpu_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """A real profile of this CPU, made in seconds: complete in form, much too coarse to be believed."""
+    folder = tmp_path_factory.mktemp("cpu")
     return run_profile(
         CpuEager(),
-        tmp_path_factory.mktemp("cpu") / "journal.jsonl",
-        name="here",
+        folder / "journal.jsonl",
+        folder=folder / "here",
         budget_s=NO_LIMIT_S,
         largest_flops=3e7,
         rule=StopRule(least=1, most=2),

@@ -19,6 +19,7 @@ import latmorph as lm
 import latmorph.demo
 import latmorph.latency.profiling
 from latmorph.cli import main
+from latmorph.data.fashion import Images, read_subset
 from latmorph.demo import LATENCY_BATCH, Schedule, SmallResNet, demo_graph, run_demo, save_result
 from latmorph.device.timing import StopRule
 from latmorph.latency.profile import Profile, open_profile
@@ -52,6 +53,7 @@ def result(one_thread: None, cpu_profile: Profile, said: list[tuple[float, str]]
         patch.setattr(latmorph.demo, "BATCH", SMALL_BATCH)
         return run_demo(
             cpu_profile,
+            read_subset(),
             target=TARGET,
             schedule=TINY,
             seed=3,
@@ -200,15 +202,15 @@ def test_the_command_takes_a_given_profile_and_prints_json(
 ) -> None:
     given: list[Any] = []
 
-    def ready(profile: Profile, **settings: Any) -> Comparison:
-        given.append((profile, settings["target"], settings["data"], settings["seed"]))
+    def ready(profile: Profile, images: Images, **settings: Any) -> Comparison:
+        given.append((profile, len(images.train_images), settings["target"], settings["seed"]))
         return result
 
     monkeypatch.setattr(latmorph.demo, "run_demo", ready)
     out, data = tmp_path / "out", write_some_data(tmp_path)
     argv = ["demo", "--profile", "here", "--data", str(data), "--target", "0.6", "--seed", "3", "--json"]
     assert main([*argv, "-o", str(out)]) == 0
-    assert given == [(cpu_profile, 0.6, data, 3)]
+    assert given == [(cpu_profile, 1, 0.6, 3)]
     shown = capsys.readouterr().out
     assert json.loads(shown) == json.loads((out / "result.json").read_text())
     assert msgspec.json.decode(shown, type=Comparison) == result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +33,26 @@ def read_folder(folder: Path) -> Images:
 
     Raises UsageError when a file is missing or is no idx file of the expected shape.
     """
-    return Images(
-        _idx(folder / "train-images-idx3-ubyte.gz", 3),
-        _idx(folder / "train-labels-idx1-ubyte.gz", 1),
-        _idx(folder / "t10k-images-idx3-ubyte.gz", 3),
-        _idx(folder / "t10k-labels-idx1-ubyte.gz", 1),
-    )
+    return Images(*_pair(folder, "train"), *_pair(folder, "t10k"))
+
+
+def _pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    of_images, of_labels = folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz"
+    images, labels = _idx(of_images, 3), _idx(of_labels, 1)
+    if not len(images) or images.shape[1:] != (28, 28):
+        raise UsageError(f"{of_images}: images of 28x28 are expected, this holds shape {images.shape}")
+    if len(labels) != len(images) or labels.max() > 9:
+        raise UsageError(
+            f"{of_labels}: {len(images)} labels from 0 to 9 are expected, this holds {len(labels)} "
+            f"up to {labels.max(initial=0)}"
+        )
+    return images, labels
 
 
 def _idx(path: Path, rank: int) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: cannot be read as a gzipped idx file ({error})") from None
     if len(data) < 4 + 4 * rank or data[:4] != bytes((0, 0, 8, rank)):
         raise UsageError(f"{path}: not an idx file of unsigned bytes with {rank} axes")

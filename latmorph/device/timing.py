@@ -230,11 +230,6 @@ class Journal:
         """Stop writing; the file stays, to be resumed."""
         self._file.close()
 
-    def delete(self) -> None:
-        """The run is complete: remove the file."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
 
 def _parse(line: str) -> Any:
     try:

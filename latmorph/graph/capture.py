@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import operator
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +46,7 @@ def capture(model: torch.nn.Module, inputs: Sequence[Any], *, allow_unknown: boo
     return _Reader(exported).graph(allow_unknown)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _untouched(model: torch.nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -70,8 +73,15 @@ def _check_signature(model: torch.nn.Module, inputs: Sequence[Any]) -> None:
 
 
 def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    said = io.StringIO()
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)  # torch tells a failure at length on stderr; we tell it in one line
     try:
-        return torch.export.export(model, inputs, strict=False)
+        with contextlib.redirect_stderr(said):
+            exported = torch.export.export(model, inputs, strict=False)
+        sys.stderr.write(said.getvalue())
+        return exported
     except Exception as error:
         name = type(model).__name__
         text = str(error)
@@ -90,6 +100,8 @@ def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exp
             f"{name} could not be captured with inputs {shapes}: {first}; check the inputs' shapes "
             "and dtypes by calling the model with them"
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 class _Reader:

@@ -54,12 +54,12 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
 
     Raises ProfileError when there are too few networks to hold any out.
     """
-    found, whole = observations(visits)
-    networks = np.array(sorted(whole))
+    networks = np.array(sorted({v.network for v in visits}))
     if len(networks) < 6:
         raise ProfileError(
             f"{len(networks)} networks were measured, at least 6 are needed for a fit: give more time"
         )
+    found, whole = observations(visits)
     fold_of = dict(
         zip(networks.tolist(), np.random.default_rng(seed).permutation(len(networks)) % 3, strict=True)
     )

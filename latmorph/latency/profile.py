@@ -34,6 +34,9 @@ from latmorph.opspec import OpSpec
 
 FORMAT = "latmorph-profile"
 VERSION = 1
+HEADER, MODEL, MEASUREMENTS = "profile.json", "model.json.gz", "measurements.csv.gz"
+"""The files of a profile's folder."""
+
 LARGEST_BYTES = 256 * 2**20
 """No part of a profile is this large when unpacked; one that is was not written by latmorph."""
 
@@ -116,11 +119,15 @@ class Profile:
         return (ours, self.model, self.visits) == (theirs, other.model, other.visits)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the profile's folder, whole or not at all, and return it."""
-        folder = Path(folder)
+        """Write the profile's folder, whole or not at all, and return it.
+
+        A profile that stands there is replaced; ProfileError is raised when anything else does.
+        """
+        folder = Path(folder).resolve()
+        check_place(folder)
         parts = {
-            "model.json.gz": gzip.compress(msgspec.json.encode(self.model), 6, mtime=0),
-            "measurements.csv.gz": gzip.compress(_visits_to_csv(self.visits), 6, mtime=0),
+            MODEL: gzip.compress(msgspec.json.encode(self.model), 6, mtime=0),
+            MEASUREMENTS: gzip.compress(_visits_to_csv(self.visits), 6, mtime=0),
         }
         sums = {name: _sha256(data) for name, data in parts.items()}
         header = msgspec.structs.replace(self.header, sha256=sums)
@@ -131,14 +138,32 @@ class Profile:
             for name, data in parts.items():
                 write_whole(fresh / name, data)
             text = msgspec.json.format(msgspec.json.encode(header), indent=1)
-            write_whole(fresh / "profile.json", text + b"\n")
+            write_whole(fresh / HEADER, text + b"\n")
             if folder.exists():
                 folder.rename(old)
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
         return folder
+
+
+def check_place(folder: Path) -> None:
+    """Raises ProfileError when a profile saved in ``folder`` would replace anything but a profile."""
+    if folder.is_dir():
+        others = sorted({p.name for p in folder.iterdir()} - {HEADER, MODEL, MEASUREMENTS})
+        if others:
+            raise ProfileError(
+                f"{folder}: holds {others[0]!r}, which is no part of a profile and would be lost; "
+                "name a new folder"
+            )
+    elif folder.exists():
+        raise ProfileError(f"{folder}: is a file; a profile is a folder, name a new one")
 
 
 def mismatch(fingerprint: Fingerprint) -> list[str]:
@@ -165,22 +190,22 @@ def open_profile(folder: str | Path) -> Profile:
     folder = Path(folder)
     header = read_header(folder)
     data = {}
-    for name in ("model.json.gz", "measurements.csv.gz"):
+    for name in (MODEL, MEASUREMENTS):
         data[name] = _read(folder / name)
         if _sha256(data[name]) != header.sha256.get(name):
             raise ProfileError(
                 f"{folder / name}: truncated or altered (its checksum is not the one in profile.json); "
                 "profile the device again, or restore the file"
             )
-    model = _decode(_unpack(folder / "model.json.gz", data["model.json.gz"]), LatencyModel, folder)
-    visits = _visits_from_csv(_unpack(folder / "measurements.csv.gz", data["measurements.csv.gz"]), folder)
+    model = _decode(_unpack(folder / MODEL, data[MODEL]), LatencyModel, folder)
+    visits = _visits_from_csv(_unpack(folder / MEASUREMENTS, data[MEASUREMENTS]), folder)
     _check_model(model, folder)
     return Profile(header, model, visits)
 
 
 def read_header(folder: str | Path) -> Header:
     """Read and check ``profile.json`` alone."""
-    path = Path(folder) / "profile.json"
+    path = Path(folder) / HEADER
     data = _read(path)
     head = _decode(data, Any, path)
     if not isinstance(head, dict) or head.get("format") != FORMAT:
@@ -284,7 +309,7 @@ def _visits_from_csv(data: bytes, folder: Path) -> tuple[Visit, ...]:
             raise ValueError("unexpected columns")
         return tuple(_read_visits(rows, specs))
     except (ValueError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise ProfileError(f"{folder / 'measurements.csv.gz'}: malformed ({error})") from None
+        raise ProfileError(f"{folder / MEASUREMENTS}: malformed ({error})") from None
 
 
 def _read_visits(rows: Iterator[list[str]], specs: dict[tuple[int, int], OpSpec]) -> Iterator[Visit]:
@@ -367,7 +392,7 @@ def load_profile(name: str | Path) -> Profile:
     if str(name) in known:
         return open_profile(known[str(name)])
     path = Path(name)
-    if path.name == "profile.json":
+    if path.name == HEADER:
         path = path.parent
     if path.exists():
         return open_profile(path)

@@ -29,7 +29,7 @@ def run_profile(
     backend: Backend,
     journal_path: Path,
     *,
-    name: str | None = None,
+    folder: Path | None = None,
     budget_s: float = DEFAULT_BUDGET_S,
     seed: int = 0,
     largest_flops: float | None = None,
@@ -46,7 +46,7 @@ def run_profile(
 
     What is measured is written to ``journal_path`` at once. A run that is interrupted and started
     again with the same device, seed and sizes goes on where it was; its time so far counts. The
-    journal is removed when the profile is complete.
+    journal is removed when the profile is complete and, if ``folder`` is given, saved there.
     """
 
     def say(fraction: float, text: str) -> None:
@@ -88,16 +88,15 @@ def run_profile(
                 progress=progress,
                 most_visits=most_visits,
             )
-        except BaseException:
+        finally:
             journal.close()
-            raise
     say(1.0, "fitting")
     visits = round_to_ns(journal.visits)
     model, validation = fit(roofs, visits, seed=seed)
     header = Header(
         format=FORMAT,
         version=VERSION,
-        name=name or fingerprint.slug,
+        name=folder.name if folder is not None else fingerprint.slug,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         latmorph=__version__,
         fingerprint=fingerprint,
@@ -110,8 +109,11 @@ def run_profile(
         validation=validation,
         sha256={},
     )
-    journal.delete()
-    return Profile(header, model, visits)
+    profile = Profile(header, model, visits)
+    if folder is not None:
+        profile.save(folder)
+    journal_path.unlink()
+    return profile
 
 
 def _digest(networks: Sequence[Sequence[Step]]) -> str:

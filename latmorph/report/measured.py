@@ -35,6 +35,12 @@ def measure_together(
     """
     if passes < 1:
         raise UsageError(f"passes must be at least 1, got {passes}")
+    for name, (_, inputs) in networks.items():
+        if not isinstance(inputs, list | tuple):
+            raise UsageError(
+                f"inputs of {name} must be a tuple of the arguments of forward, got "
+                f"{type(inputs).__name__}; write (x,) for a single tensor"
+            )
     of = profile.fingerprint
     modes = [(m, m.training) for model, _ in networks.values() for m in model.modules()]
     calls: dict[str, Callable[[], object]] = {

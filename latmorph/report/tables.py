@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from latmorph.report.comparison import Comparison
 
 
+ROUNDS_UP = 0.9995
+"""From here on, three digits of a value show as the next unit's 1."""
+
+
 def time_text(seconds: float) -> str:
     """Seconds with a fitting unit and three significant digits."""
     if not math.isfinite(seconds):
         return "unknown"
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
-        if abs(seconds) * factor >= 1 or unit == "us":
+        if abs(seconds) * factor >= ROUNDS_UP or unit == "us":
             return f"{_three(seconds * factor)} {unit}"
     raise AssertionError
 
@@ -30,12 +34,13 @@ def time_text(seconds: float) -> str:
 def count_text(value: float, unit: str = "") -> str:
     """A count with a decimal prefix and three significant digits."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
+        if abs(value) >= ROUNDS_UP * factor:
             return f"{_three(value / factor)} {prefix}{unit}".strip()
     return f"{value:g} {unit}".strip()
 
 
 def _three(value: float) -> str:
+    value = float(f"{value:.2e}")
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:.{digits}f}"
 

@@ -388,12 +388,6 @@ def test_a_journal_is_on_disk_after_every_visit(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_complete_run_deletes_its_journal(written: tuple[Path, list[Visit]]) -> None:
-    journal = Journal(written[0], HEAD)
-    journal.delete()
-    assert not written[0].exists()
-
-
 # --- collect
 
 
