@@ -203,10 +203,14 @@ class NetworkBuilder:
 
 
 class _Draw:
-    """Random choices that resemble designed networks, half of them off the beaten track."""
+    """Random choices that resemble designed networks, half of them off the beaten track.
 
-    def __init__(self, seed: int) -> None:
+    ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
+    """
+
+    def __init__(self, seed: int, reach: float = 1.0) -> None:
         self.random = np.random.default_rng(seed)
+        self.reach = reach
 
     def one(self, choices: Sequence[int]) -> int:
         return int(choices[int(self.random.integers(len(choices)))])
@@ -234,7 +238,7 @@ class _Draw:
         widest = {112: 96, 80: 128, 56: 256, 40: 256}.get(size, 512 if size > 20 else 1280)
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:
-            size = min(size, max(7, int(112 / np.sqrt(batch))))
+            size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))
         return batch, size, self.width(12 if size > 40 else 24, widest)
 
 
@@ -245,7 +249,9 @@ def _norm_act(net: NetworkBuilder, x: int, act: str) -> int:
 def _residual(draw: _Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ResNet, ResNeXt: basic and bottleneck blocks, sometimes with the stem before them."""
     if draw.chance(0.25):
-        batch, size = (1, draw.one((224, 160, 128))) if draw.chance(0.8) else (8, 64)
+        batch, size = 1, draw.one((224, 160, 128))
+        if draw.chance(0.2):
+            batch, size = (8, 64) if draw.reach < 16 else (32, 224)
         net = NetworkBuilder((batch, 3, size, size), dtype)
         x = _norm_act(net, net.conv(-1, draw.width(16, 96), draw.one((7, 7, 3)), 2), "relu")
         x = net.pool(x, "max_pool2d", 3, 2, 1)
@@ -400,7 +406,7 @@ def _transformer(draw: _Draw, limit: float, dtype: str) -> NetworkBuilder:
     width = heads * head
     patch = draw.one((16, 16, 14, 32))
     side = draw.one((7, 8, 14, 14, 14, 16))
-    batch = 1 if draw.chance(0.8) else draw.one((2, 4, 8))
+    batch = 1 if draw.chance(0.8) else draw.one((2, 4, 8)) * (1 if draw.reach < 16 else 4)
     net = NetworkBuilder((batch, 3, side * patch, side * patch), dtype)
     x = net.conv(-1, width, patch, patch, bias=True, padding=0)
     x = net.layout(x, "flatten", (batch, width, side * side), start_dim=2, end_dim=-1)
@@ -458,12 +464,18 @@ FAMILIES: tuple[tuple[Callable[[_Draw, float, str], NetworkBuilder], float], ...
 )
 
 
-def sample_network(seed: int, *, largest_flops: float = 1.5e9, dtype: str = "float32") -> tuple[Step, ...]:
+SLOW_FLOPS = 1.5e9
+"""Up to this bound on their FLOPs, sampled networks are those of a slow device."""
+
+
+def sample_network(
+    seed: int, *, largest_flops: float = SLOW_FLOPS, dtype: str = "float32"
+) -> tuple[Step, ...]:
     """The random network of a seed: 5 to some 100 operators of one family.
 
     Its FLOPs are at most a few times ``largest_flops``, which bounds the time of one pass.
     """
-    draw = _Draw(seed)
+    draw = _Draw(seed, max(1.0, largest_flops / SLOW_FLOPS))
     weights = np.array([weight for _, weight in FAMILIES])
     family = FAMILIES[int(draw.random.choice(len(FAMILIES), p=weights / weights.sum()))][0]
     return tuple(family(draw, draw.log_uniform(largest_flops / 30, largest_flops), dtype).steps)

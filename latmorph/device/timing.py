@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from latmorph.device.backend import Backend
-from latmorph.device.sampling import sample_network
+from latmorph.device.sampling import SLOW_FLOPS, sample_network
 from latmorph.opspec import OpSpec, Step, footprint_bytes
 
 
@@ -114,7 +114,7 @@ class Plan:
     """
 
     seed: int = 0
-    largest_flops: float = 1.5e9
+    largest_flops: float = SLOW_FLOPS
     dtype: str = "float32"
     focus: tuple[tuple[Step, ...], ...] = ()
     round_size: int = 24

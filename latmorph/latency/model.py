@@ -36,7 +36,12 @@ class Trees(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if any([len(row) for row in part] != shape for part in parts) or len(set(shape)) > 1:
             return False
         nodes = shape[0] if shape else 0
-        return all(-1 <= child < nodes for part in (self.left, self.right) for r in part for child in r)
+        children = (
+            (a, b)
+            for lefts, rights in zip(self.left, self.right, strict=True)
+            for a, b in zip(lefts, rights, strict=True)
+        )
+        return all(a == b == -1 or (0 <= a < nodes and 0 <= b < nodes) for a, b in children)
 
 
 class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

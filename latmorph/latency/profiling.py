@@ -13,6 +13,7 @@ import msgspec
 from latmorph._version import __version__
 from latmorph.device.backend import Backend
 from latmorph.device.roofs import Roofs, measure_roofs
+from latmorph.device.sampling import SLOW_FLOPS
 from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
 from latmorph.latency.fit import fit
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
@@ -21,8 +22,8 @@ from latmorph.opspec import Step
 DEFAULT_BUDGET_S = 190.0
 QUICK_BUDGET_S = 30.0
 
-SMALLEST_LIMIT, PASS_S = 1.5e9, 2e-3
-"""FLOPs of the largest sampled networks: on a fast device, what its peak does in ``PASS_S`` seconds."""
+PASS_S = 2e-3
+"""On a fast device, sampled networks have up to as many FLOPs as its peak does in this time."""
 
 
 def run_profile(
@@ -77,7 +78,7 @@ def run_profile(
             else:
                 roofs = msgspec.convert(journal.roofs, Roofs)
             if largest_flops is None:
-                largest_flops = max(SMALLEST_LIMIT, PASS_S * roofs.peak_flops_per_s)
+                largest_flops = max(SLOW_FLOPS, PASS_S * roofs.peak_flops_per_s)
             plan = Plan(seed, largest_flops, fingerprint.dtype, focus)
             collect(
                 backend,

@@ -6,7 +6,7 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.device.roofs import Roofs
-from latmorph.opspec import OpSpec, as_array
+from latmorph.opspec import OpSpec, Scalar, as_array
 
 SHARPNESS = 4.0
 """Exponent of the smooth maximum: at the ridge it lies 19 % above the larger of two equal terms."""
@@ -42,32 +42,31 @@ def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], 
     Sizes stand as logarithms to base 2; channel counts also as remainders, since kernels run in blocks.
     """
     handler = ops.handler_of(spec.kind)
-    width_in, width_out = (as_array(w, variants) for w in handler.widths(spec))
-    flops = as_array(handler.flops(spec), variants)
-    moved = as_array(handler.bytes(spec), variants)
-    columns: dict[str, np.ndarray] = {
-        "flops": _log(flops),
-        "bytes": _log(moved),
-        "bytes_parameters": _log(as_array(spec.parameter_bytes, variants)),
-        "bytes_in": _log(as_array(spec.inputs[0].bytes, variants)),
-        "bytes_out": _log(as_array(spec.out.bytes, variants)),
-        "footprint": _log(as_array(footprint, variants)),
-        "batch": _log(as_array((*spec.out.shape, 1)[0], variants)),
-        "width_in": _log(width_in),
-        "width_out": _log(width_out),
-        "inplace": as_array(int(bool(spec.attr("inplace"))), variants),
+    width_in, width_out = handler.widths(spec)
+    sizes: dict[str, Scalar] = {
+        "flops": handler.flops(spec),
+        "bytes": handler.bytes(spec),
+        "bytes_parameters": spec.parameter_bytes,
+        "bytes_in": spec.inputs[0].bytes,
+        "bytes_out": spec.out.bytes,
+        "footprint": footprint,
+        "batch": (*spec.out.shape, 1)[0],
+        "width_in": width_in,
+        "width_out": width_out,
+        "inplace": int(bool(spec.attr("inplace"))),
+        **handler.features(spec),
     }
-    for name, value in handler.features(spec).items():
-        columns[name] = _log(as_array(value, variants))
+    remainders: dict[str, Scalar] = {}
     for block in (4, 8, 16, 32):
-        columns[f"in_mod_{block}"] = width_in % block
-        columns[f"out_mod_{block}"] = width_out % block
-    return list(columns), np.stack(list(columns.values()), axis=1)
+        remainders[f"in_mod_{block}"] = width_in % block
+        remainders[f"out_mod_{block}"] = width_out % block
+    values = np.empty((variants, len(sizes) + len(remainders)))
+    for column, value in enumerate((*sizes.values(), *remainders.values())):
+        values[:, column] = value
+    logs = values[:, : len(sizes)]
+    np.log2(1.0 + logs, out=logs)
+    return [*sizes, *remainders], values
 
 
 SIZES = ("flops", "bytes", "bytes_parameters", "bytes_in", "bytes_out", "width_in", "width_out")
 """The features whose range tells how far an operator lies from the data."""
-
-
-def _log(value: np.ndarray) -> np.ndarray:
-    return np.asarray(np.log2(1.0 + value))

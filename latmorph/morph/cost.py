@@ -43,15 +43,14 @@ class CostModel(ABC):
         chosen = graph.widths if widths is None else widths
         return float(self.evaluate(graph, chosen[None])[0])
 
-    def sweep(self, graph: Graph, widths: np.ndarray, group: int, candidates: Sequence[int]) -> np.ndarray:
-        """Change of the network's cost when one group's width becomes each candidate.
+    def change(self, graph: Graph, widths: np.ndarray, tried: np.ndarray) -> np.ndarray:
+        """Change of the network's cost from ``widths``, of shape ``(groups,)``, to each row of ``tried``.
 
-        ``widths`` has shape ``(groups,)``; the result has that of ``candidates``.
+        Only items that depend on a group that changes are evaluated.
         """
-        items = self.items(graph, group)
-        tried = np.repeat(widths[None], len(candidates) + 1, axis=0)
-        tried[:-1, group] = candidates
-        costs = self.sum_of(graph, tried, items)
+        moved = np.flatnonzero((tried != widths).any(axis=0)).tolist()
+        items = sorted({item for g in moved for item in self.items(graph, g)})
+        costs = self.sum_of(graph, np.vstack([tried, widths]), items)
         return np.asarray(costs[:-1] - costs[-1])
 
     def marginal(self, graph: Graph, widths: np.ndarray) -> np.ndarray:
@@ -67,7 +66,9 @@ class CostModel(ABC):
             if width < 2:
                 continue
             candidates = candidate_widths(width)
-            saved = -self.sweep(graph, widths, g, candidates)
+            tried = np.repeat(widths[None], len(candidates), axis=0)
+            tried[:, g] = candidates
+            saved = -self.change(graph, widths, tried)
             prices[g] = max(0.0, float(np.max(saved / (width - np.asarray(candidates)))))
         return prices
 

@@ -19,6 +19,9 @@ from latmorph.morph.structure import Structure
 DEAD = 1e-2
 """In classic mode, a channel below this importance counts as removed, but for a group's most important."""
 
+ROUNDING = 1 + 1e-9
+"""What sums of costs in another order may differ by."""
+
 FASTEST_DEATHS = 0.02
 """In target mode, at most this share of all channels dies in one step, the least important first."""
 
@@ -251,7 +254,7 @@ class Regularizer:
             total = sum(c.width for c in self._channels.values())
             doomed = doomed[: max(1, int(FASTEST_DEATHS * total))]
             wanted = self._controller.wanted(self.step_count)
-            needed, self._fraction = self._needed(doomed, self._alive_widths(), wanted)
+            needed, self._fraction = self._needed(doomed, self._alive_widths(), self._fraction, wanted)
             doomed = doomed[:needed]
         for g in {g for _, g, _ in doomed}:
             mask = self.alive[g]
@@ -260,24 +263,29 @@ class Regularizer:
             self._channels[g].silence(~mask)
 
     def _needed(
-        self, removals: Sequence[tuple[float, int, int]], widths: np.ndarray, wanted: float
+        self,
+        removals: Sequence[tuple[float, int, int]],
+        widths: np.ndarray,
+        fraction: float,
+        wanted: float,
     ) -> tuple[int, float]:
         """How many of the first removals bring the cost to ``wanted`` (else all), and to what fraction.
 
-        A few numbers are tried, spread over the list, in one evaluation of the cost.
+        ``fraction`` is the cost at ``widths``, over the parent's. A few numbers are tried, spread over
+        the list, in one evaluation of the cost.
         """
         ends = np.unique(np.linspace(1, len(removals), 6).astype(int))
         tried = np.repeat(widths[None], len(ends), axis=0)
         for row, end in zip(tried, ends, strict=True):
             np.subtract.at(row, [g for _, g, _ in removals[:end]], 1)
-        fractions = self.cost.evaluate(self.graph, tried) / self.parent_cost
+        fractions = fraction + self.cost.change(self.graph, widths, tried) / self.parent_cost
         enough = np.flatnonzero(fractions <= wanted)
         chosen = int(enough[0]) if len(enough) else len(ends) - 1
         return int(ends[chosen]), float(fractions[chosen])
 
     def _finish(self, target: float) -> None:
         """The schedule is over: what still lies above the target goes now, and training mends the rest."""
-        if self._fraction <= target:
+        if self._fraction <= target * ROUNDING:
             return
         alive = self._select(target)
         for g, mask in alive.items():
@@ -296,7 +304,7 @@ class Regularizer:
         """
         self._look()
         alive = {g: mask.cpu().numpy() for g, mask in self.alive.items()}
-        if self._target is not None and self._fraction > self._target:
+        if self._target is not None and self._fraction > self._target * ROUNDING:
             chosen = self._select(self._target)
             more = sum(int(mask.sum() - chosen[g].sum()) for g, mask in alive.items())
             warnings.warn(
@@ -310,7 +318,7 @@ class Regularizer:
         kept = {self.graph.groups[g].name: np.flatnonzero(mask).tolist() for g, mask in alive.items()}
         structure = Structure.keep(self.graph, kept)
         cost = self.cost.total(self.graph, structure.widths_of(self.graph)) / self.parent_cost
-        if cost > 1 + 1e-9:
+        if cost > ROUNDING:
             raise TargetError(
                 f"{self.cost.name}: the channels left cost {cost:.3f} of the parent, more than all of them: "
                 "on this device fewer channels are slower here; train on, or give a target"
@@ -324,7 +332,7 @@ class Regularizer:
         importance = {g: c.importance().float().cpu().numpy() for g, c in self._channels.items()}
         widths = self._alive_widths()
         fraction = self.cost.total(self.graph, widths) / self.parent_cost
-        while fraction > target:
+        while fraction > target * ROUNDING:
             prices = np.maximum(self.cost.marginal(self.graph, widths), 1e-12 * self.parent_cost)
             candidates = sorted(
                 (importance[g][c] / prices[g], g, int(c))
@@ -335,7 +343,7 @@ class Regularizer:
                 raise TargetError(f"{self.cost.name}: the target {target:g} cannot be reached")
             # Prices change as channels go: a few at a time.
             few = candidates[: max(1, len(candidates) // 50)]
-            needed, fraction = self._needed(few, widths, target)
+            needed, fraction = self._needed(few, widths, fraction, target)
             for _, g, c in few[:needed]:
                 alive[g][c] = False
                 widths[g] -= 1
