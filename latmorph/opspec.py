@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 ITEM_BYTES = {
@@ -120,20 +121,20 @@ class OpSpec:
     def from_json(cls, text: str) -> OpSpec:
         """Read what :meth:`to_json` wrote. Raises ValueError on anything else."""
         try:
-            kind, inputs, outputs, attrs = json.loads(text)
+            kind, inputs, outputs, attrs = _DECODER.decode(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise ValueError(f"not an operator: {text[:80]!r} ({error})") from None
 
-            def tensor(item: list[Any]) -> TensorSpec:
-                name, shape, dtype, parameter = item
-                return TensorSpec(str(name), tuple(int(s) for s in shape), str(dtype), bool(parameter))
+        def tensors(items: list[_Tensor]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(name, shape, dtype, bool(p)) for name, shape, dtype, p in items)
 
-            return cls(
-                str(kind),
-                tuple(tensor(t) for t in inputs),
-                tuple(tensor(t) for t in outputs),
-                tuple((str(key), _freeze(value)) for key, value in attrs),
-            )
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"not an operator: {text[:80]!r}") from error
+        return cls(
+            kind, tensors(inputs), tensors(outputs), tuple((key, _freeze(value)) for key, value in attrs)
+        )
+
+
+_Tensor = tuple[str, tuple[int, ...], str, int]
+_DECODER = msgspec.json.Decoder(tuple[str, list[_Tensor], list[_Tensor], list[tuple[str, Any]]])
 
 
 def _freeze(value: Any) -> Any:

@@ -239,7 +239,11 @@ class _Draw:
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:
             size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))
-        return batch, size, self.width(12 if size > 40 else 24, widest)
+        width = self.width(12 if size > 40 else 24, widest)
+        # One 3x3 convolution of the place's own width stays below the limit of a whole network.
+        while batch > 1 and 18 * batch * (size * width) ** 2 > self.reach * SLOW_FLOPS:
+            batch //= 2
+        return batch, size, width
 
 
 def _norm_act(net: NetworkBuilder, x: int, act: str) -> int:

@@ -20,6 +20,10 @@ BOUND = 3.0
 """The trees move a prediction by at most a factor ``exp(3)``, some 20, either way."""
 
 
+CLOCK_S = 1e-9
+"""What the clock resolves: times below it count as it, where their logarithm is taken."""
+
+
 class FamilyError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Errors of one family on held-out networks: counts, and mean and median absolute error in percent."""
 
@@ -113,7 +117,8 @@ def _family_errors(
 ) -> tuple[dict[str, FamilyError], dict[str, float]]:
     logs: dict[str, list[float]] = {}
     for o, t in held:
-        logs.setdefault(_family(o.spec), []).append(float(np.log(t / o.time_s)))
+        error = np.log(max(t, CLOCK_S) / max(o.time_s, CLOCK_S))
+        logs.setdefault(_family(o.spec), []).append(float(error))
     errors, sigmas = {}, {}
     for name, values in sorted(logs.items()):
         percent = 100 * np.abs(np.exp(values) - 1)
@@ -148,7 +153,7 @@ def _fit_family(
     x = np.array([values[0] for _, values in tables])
     if not np.any(ideal > 0):  # nothing computed and nothing moved: views cost their dispatch
         return Family(float(np.median(times)), 0.0, BOUND, 0.0, names, *_range(x), _no_trees())
-    overhead = _overhead(times, ideal)
+    overhead = _overhead(roofs, times, ideal)
     # What is left after the overhead, at least a tenth of the time: below that it cannot be told apart.
     target = np.log(np.maximum(times - overhead, 0.1 * times) / np.maximum(ideal, 1e-12))
     # An operator counts by the root of its share in its network: large ones decide a network's time.
@@ -162,13 +167,15 @@ def _range(x: np.ndarray) -> tuple[list[float], list[float]]:
     return x.min(axis=0).tolist(), x.max(axis=0).tolist()
 
 
-def _overhead(times: np.ndarray, ideal: np.ndarray) -> float:
+def _overhead(roofs: Roofs, times: np.ndarray, ideal: np.ndarray) -> float:
     """Time at size zero: the constant of a line in the roofline's time, fitted in relative error.
 
     Bounded by the smallest time seen, since no operator takes less than its overhead.
     """
     from scipy.optimize import nnls
 
+    if ideal.max() < 2 * ideal.min():  # one size: the times do not tell what of them is overhead
+        return float(min(roofs.overhead_s, 0.95 * times.min()))
     small = times <= np.quantile(times, 0.5)
     design = np.stack([np.ones(int(small.sum())), ideal[small]], axis=1) / times[small, None]
     (constant, _), _ = nnls(design, np.ones(len(design)))

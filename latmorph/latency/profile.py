@@ -143,7 +143,7 @@ class Profile:
                 folder.rename(old)
             try:
                 fresh.rename(folder)
-            except OSError:
+            except BaseException:
                 if old.exists():
                     old.rename(folder)
                 raise
@@ -228,7 +228,7 @@ T = TypeVar("T")
 def _decode(data: bytes, kind: type[T], path: Path) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise ProfileError(f"{path}: truncated or altered ({error})") from None
 
 
@@ -244,7 +244,10 @@ def _check_model(model: LatencyModel, folder: Path) -> None:
             or trees.depth > 64
         ):
             raise ProfileError(f"{folder}: the model of {name!r} is malformed")
-    if len(model.roofs.bandwidth) < 1 or model.roofs.peak_flops_per_s <= 0:
+    roofs = model.roofs
+    peaks = [roofs.peak_flops_per_s, *(value for pair in roofs.bandwidth for value in pair)]
+    blocks = [block for pair in roofs.blocks.values() for block in pair]
+    if not roofs.bandwidth or not all(0 < p < float("inf") for p in peaks) or min(blocks, default=1) < 1:
         raise ProfileError(f"{folder}: the roofs are malformed")
 
 

@@ -137,7 +137,7 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"{path}: format version {head['version']} is newer than {VERSION}; update latmorph"
                 )
             structure = msgspec.json.decode(data, type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise StructureError(f"{path}: damaged ({error})") from None
         structure._validate(path)
         return structure

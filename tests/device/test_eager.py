@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,33 @@ def test_two_sessions_share_no_weights() -> None:
         one, other = backend.load(network()), backend.load(network())
         inputs = {s.program.input.data_ptr() for s in (one, other)}  # type: ignore[attr-defined]
     assert len(inputs) == 2
+
+
+def test_a_value_is_freed_after_its_last_reader_as_in_a_networks_forward() -> None:
+    net = NetworkBuilder((1, 4, 3, 3))
+    a = net.activation(-1, "relu", inplace=False)
+    b = net.activation(a, "relu", inplace=False)
+    c = net.binary("add", a, b)
+    d = net.activation(c, "relu", inplace=False)
+    net.binary("add", c, d)
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[list[int]] = []
+
+    def watched(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def forward(*inputs: torch.Tensor) -> torch.Tensor:
+            alive.append([i for i, ref in enumerate(made) if ref() is not None])
+            out = call(*inputs)
+            made.append(weakref.ref(out))
+            return out
+
+        return forward
+
+    with CpuEager() as backend:
+        session: Any = backend.load(net.steps)
+        session.program.calls = [watched(call) for call in session.program.calls]
+        session.time_whole()
+    # What lives when each step begins: `a` is read by two, `c` by two, `b` and `d` by one.
+    assert alive == [[], [0], [0, 1], [2], [2, 3]]
 
 
 def test_the_reference_is_timed_after_an_untimed_run_of_itself() -> None:

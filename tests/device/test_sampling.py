@@ -99,15 +99,6 @@ def test_width_sweeps_run_in_torch_and_vary_the_width_asked_for(kind: str, axis:
             assert weight[0 if axis == "out" else 1] == width
 
 
-def test_the_program_frees_a_value_after_its_last_reader() -> None:
-    net = NetworkBuilder((1, 4, 3, 3))
-    a = net.activation(-1, "relu", inplace=False)
-    b = net.activation(a, "relu", inplace=False)
-    c = net.binary("add", a, b)
-    net.activation(c, "relu", inplace=False)
-    assert _Program(net.steps, "cpu").freed == [[], [], [0, 1], [2]]
-
-
 @given(seeds, st.floats(1e7, 1e10))
 @settings(max_examples=150, deadline=None)
 def test_every_step_reads_earlier_steps_of_the_shape_that_its_spec_says(seed: int, largest: float) -> None:

@@ -106,7 +106,7 @@ def no_fit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_complete_run_gives_a_profile_of_what_was_measured_and_removes_the_journal(path: Path) -> None:
     device = Counted(peak_flops_per_s=5e10)
-    profile = run(device, path, name="mine", seed=3)
+    profile = run(device, path, folder=path.parent / "mine", seed=3)
     assert not path.exists()
     assert loads(device) > VISITS
     header = profile.header
