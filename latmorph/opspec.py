@@ -121,8 +121,9 @@ class OpSpec:
     def from_json(cls, text: str) -> OpSpec:
         """Read what :meth:`to_json` wrote. Raises ValueError on anything else."""
         try:
-            kind, inputs, outputs, attrs = _DECODER.decode(text)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            # Python's reader, because an attribute may be infinite, which JSON proper cannot say.
+            kind, inputs, outputs, attrs = msgspec.convert(json.loads(text), _FORM)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError(f"not an operator: {text[:80]!r} ({error})") from None
 
         def tensors(items: list[_Tensor]) -> tuple[TensorSpec, ...]:
@@ -134,7 +135,7 @@ class OpSpec:
 
 
 _Tensor = tuple[str, tuple[int, ...], str, int]
-_DECODER = msgspec.json.Decoder(tuple[str, list[_Tensor], list[_Tensor], list[tuple[str, Any]]])
+_FORM = tuple[str, list[_Tensor], list[_Tensor], list[tuple[str, Any]]]
 
 
 def _freeze(value: Any) -> Any:

@@ -16,6 +16,12 @@ NO_LIMIT_S = 1e6
 """A budget that never ends a run: the number of visits does, so that a slow machine gets as many."""
 
 
+@pytest.fixture(autouse=True)
+def no_saved_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user of this machine has profiled is no part of a test."""
+    monkeypatch.setenv("LATMORPH_PROFILES", str(tmp_path / "no profiles"))
+
+
 @pytest.fixture(scope="session")
 def simulated_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """A profile of the simulated device with its default roofs and no noise; the same in every run."""

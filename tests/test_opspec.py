@@ -110,6 +110,13 @@ def test_json_there_and_back_is_the_same_operator(spec: OpSpec) -> None:
     assert OpSpec.from_json(text) == spec
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), (0.0, float("inf")), 1e308, 2**70])
+def test_attributes_without_end_come_back(value: Any) -> None:
+    # clamp(max=inf), pad(value=-inf): a profile that holds one must load again.
+    spec = CONV.with_attr("groups", value)
+    assert OpSpec.from_json(spec.to_json()) == spec
+
+
 def test_the_json_form_is_plain_lists_that_another_reader_understands() -> None:
     assert json.loads(CONV.to_json()) == [
         "conv2d",

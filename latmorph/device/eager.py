@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -134,8 +135,24 @@ class _Eager(Backend):
         return self.time_call(self._reference)
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator, for the rest of the process, to reuse what is freed. Elsewhere nothing.
+
+    By default glibc hands freed blocks back to the system, above a threshold that depends on what the
+    process happened to free before; they come back through page faults. MobileNetV2 took 14.8 or 20.6 ms
+    by that alone. Servers keep memory (or use an allocator that does), and so do profiles and measurements.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc accepts; larger blocks always fault
+        mallopt(trim_threshold, 2**30)
+
+
 class CpuEager(_Eager):
-    """PyTorch eager on this machine's CPU, on a fixed number of threads."""
+    """PyTorch eager on this machine's CPU, on a fixed number of threads, with memory kept when freed."""
 
     def __init__(self, *, dtype: str = "float32", threads: int = 1) -> None:
         super().__init__(dtype)
@@ -143,6 +160,7 @@ class CpuEager(_Eager):
         self._threads_before = torch.get_num_threads()
 
     def __enter__(self) -> Backend:
+        keep_freed_memory()
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         return super().__enter__()

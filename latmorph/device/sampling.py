@@ -459,9 +459,9 @@ def _pointwise(draw: _Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 
 FAMILIES: tuple[tuple[Callable[[_Draw, float, str], NetworkBuilder], float], ...] = (
-    (_residual, 0.27),
-    (_mobile, 0.25),
-    (_plain, 0.14),
+    (_residual, 0.25),
+    (_mobile, 0.23),
+    (_plain, 0.18),
     (_branches, 0.17),
     (_transformer, 0.12),
     (_pointwise, 0.05),

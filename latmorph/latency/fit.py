@@ -174,9 +174,9 @@ def _overhead(roofs: Roofs, times: np.ndarray, ideal: np.ndarray) -> float:
     """
     from scipy.optimize import nnls
 
-    if ideal.max() < 2 * ideal.min():  # one size: the times do not tell what of them is overhead
-        return float(min(roofs.overhead_s, 0.95 * times.min()))
     small = times <= np.quantile(times, 0.5)
+    if ideal[small].max() < 2 * ideal[small].min():  # one size does not tell what of its time is overhead
+        return float(min(roofs.overhead_s, 0.95 * times.min()))
     design = np.stack([np.ones(int(small.sum())), ideal[small]], axis=1) / times[small, None]
     (constant, _), _ = nnls(design, np.ones(len(design)))
     return float(min(constant, 0.95 * np.quantile(times, 0.02)))

@@ -49,6 +49,13 @@ def test_rebuilt_networks_equal_their_masked_twins(name: str, fresh_seed: int) -
     check(NETWORKS[name](), torch.randn(1, 3, size, size), fresh_seed, DRAWS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rebuilt_networks_equal_their_masked_twins_at_full_size(name: str, fresh_seed: int) -> None:
+    torch.manual_seed(fresh_seed)
+    check(NETWORKS[name](), torch.randn(1, 3, 224, 224), fresh_seed, DRAWS)
+
+
 def test_the_oracle_holds_in_double_precision_to_1e_9(fresh_seed: int) -> None:
     torch.manual_seed(fresh_seed)
     model = nn.Sequential(conv_norm(3, 12, 3), Residual(12, 7, 16, 2, True), nn.Flatten(), nn.Linear(256, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,17 @@ PROGRAMS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 9)), min_si
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=PROGRAMS, seed=st.integers(0, 2**16))
 def test_the_oracle_holds_on_random_networks(program: list[tuple[str, int]], seed: int) -> None:
+    check(program, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(program=PROGRAMS, seed=st.integers(0, 2**16))
+def test_the_oracle_holds_on_very_many_random_networks(program: list[tuple[str, int]], seed: int) -> None:
+    check(program, seed)
+
+
+def check(program: list[tuple[str, int]], seed: int) -> None:
     torch.manual_seed(seed)
     model, x = Random(program).double(), torch.randn(2, 4, 6, 6, dtype=torch.float64)
     randomise(model, seed)

@@ -20,7 +20,7 @@ from latmorph.errors import ProfileError
 from latmorph.latency import profiling
 from latmorph.latency.fit import Validation
 from latmorph.latency.model import LatencyModel
-from latmorph.latency.profile import Profile
+from latmorph.latency.profile import Profile, open_profile
 from latmorph.latency.profiling import run_profile
 from latmorph.opspec import Step
 
@@ -108,6 +108,7 @@ def test_a_complete_run_gives_a_profile_of_what_was_measured_and_removes_the_jou
     device = Counted(peak_flops_per_s=5e10)
     profile = run(device, path, folder=path.parent / "mine", seed=3)
     assert not path.exists()
+    assert open_profile(path.parent / "mine") == profile
     assert loads(device) > VISITS
     header = profile.header
     assert (header.name, header.seed, header.budget_s) == ("mine", 3, 1e6)
@@ -125,9 +126,24 @@ def test_a_complete_run_gives_a_profile_of_what_was_measured_and_removes_the_jou
 
 
 @pytest.mark.usefixtures("no_fit")
-def test_without_a_name_the_profile_is_called_after_the_device(path: Path) -> None:
+def test_without_a_folder_the_profile_is_called_after_the_device_and_not_saved(path: Path) -> None:
     device = Counted()
     assert run(device, path).name == device.fingerprint().slug
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_fit")
+def test_a_profile_that_cannot_be_saved_leaves_its_measurements(path: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    with pytest.raises(ProfileError, match=r"taken.*notes\.txt"):
+        run(Counted(), path, folder=taken)
+    device = Counted()
+    profile = run(device, path, folder=tmp_path / "free")
+    assert loads(device) == 0
+    assert open_profile(tmp_path / "free") == profile
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("stopped_at", [1, 7, VISITS])
