@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/latmorph demo --output out/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

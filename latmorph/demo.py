@@ -88,9 +88,9 @@ def demo_graph() -> Graph:
 class Schedule:
     """Optimiser steps of each stage; every network of the table gets the same number in all."""
 
-    train: int = 160
-    regularise: int = 200
-    tune: int = 120
+    train: int = 120
+    regularise: int = 160
+    tune: int = 100
 
 
 Say = Callable[[float, str], None]

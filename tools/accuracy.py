@@ -207,7 +207,8 @@ measured side by side: in every pass each runs once untimed and once timed, in r
 reference operator before and after. A round's time is the smallest sample over the smallest reference,
 times the reference's time on the calm machine; "measured" is the median of the rounds. "Rounds disagree
 by" is the largest over the smallest round, less one: what the machine itself does not repeat. "Spread" is
-half the interquartile range of the raw samples over their median.
+half the interquartile range of the raw samples over their median. On Linux, the allocator keeps freed memory
+(`keep_freed_memory` in `latmorph/device/eager.py`), in profiles and here.
 
 """
 
