@@ -115,7 +115,7 @@ def _aten_call(name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.
     function = getattr(torch.ops.aten, name)
     given = {t.name: parameter(t) for t in spec.inputs if t.parameter}
     names = [t.name for t in spec.inputs if not t.parameter]
-    keywords = {k: _attr_value(k, v) for k, v in spec.attrs if k not in ("inplace", "op")}
+    keywords = {k: _attr_value(k, v) for k, v in spec.attrs if k not in ("inplace", "strided", "op")}
     keywords.update(given)
 
     # A module, because the operators of a real network are called through modules as well.

@@ -58,7 +58,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operator: kind, operands in schema order, outputs, and the attributes that are not tensors."""
+    """One operator: kind, operands in schema order, outputs, and the attributes that are not tensors.
+
+    Attributes are torch's, and two of ours: ``inplace``, and ``strided`` where an activation that is read
+    does not lie in memory in the order of its axes.
+    """
 
     kind: str
     inputs: tuple[TensorSpec, ...]
@@ -80,7 +84,9 @@ class OpSpec:
         return next((value for key, value in self.attrs if key == name), default)
 
     def with_attr(self, name: str, value: Any) -> OpSpec:
-        """The same operator with the attribute ``name`` at another value."""
+        """The same operator with the attribute ``name`` at this value, added at the end if it had none."""
+        if self.attr(name) is None:
+            return replace(self, attrs=(*self.attrs, (name, value)))
         return replace(self, attrs=tuple((k, value if k == name else v) for k, v in self.attrs))
 
     @property

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from latmorph.device.eager import CpuEager
 from latmorph.device.simulated import Simulated
 from latmorph.device.timing import StopRule
 from latmorph.latency.profile import Profile
 from latmorph.latency.profiling import run_profile
+
+# One thread a process: tests run side by side, and threads that wait for each other's cores crawl.
+torch.set_num_threads(1)
 
 NO_LIMIT_S = 1e6
 """A budget that never ends a run: the number of visits does, so that a slow machine gets as many."""

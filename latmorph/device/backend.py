@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from latmorph.device.fingerprint import Fingerprint
-from latmorph.opspec import Step
+from latmorph.opspec import OpSpec, Step
 
 
 class Session(ABC):
     """A network that is loaded on the device and ready to run."""
+
+    @abstractmethod
+    def specs(self) -> tuple[OpSpec, ...]:
+        """The operators as they run here, with the layouts that their operands have; runs one pass."""
 
     @abstractmethod
     def time_steps(self) -> list[float]:

@@ -14,7 +14,7 @@ from latmorph import ops
 from latmorph.device.backend import Backend, Session
 from latmorph.device.fingerprint import Fingerprint, cpu_caches, cpu_cores, cpu_features, cpu_name
 from latmorph.errors import DeviceError
-from latmorph.opspec import Step, TensorSpec
+from latmorph.opspec import OpSpec, Step, TensorSpec
 
 Call = Callable[..., Any]
 
@@ -24,6 +24,7 @@ class _Program:
 
     def __init__(self, steps: Sequence[Step], device: str) -> None:
         self.device = device
+        self.steps = steps
         self.calls = [ops.handler_of(s.spec.kind).build(s.spec, self._parameter).eval() for s in steps]
         self.sources = [s.sources for s in steps]
         last = {source: i for i, s in enumerate(steps) for source, _ in s.sources}
@@ -45,10 +46,23 @@ class _Program:
         value = 0.0 if spec.name in ("bias", "running_mean") else 1.0 / fan_in
         return torch.full(spec.shape, value, dtype=getattr(torch, spec.dtype), device=self.device)
 
-    def run(self, before: Call | None = None, after: Call | None = None) -> None:
+    def specs(self) -> tuple[OpSpec, ...]:
+        """The operators with the layouts that their operands have in a pass."""
+        found: list[OpSpec] = []
+
+        def read(spec: OpSpec, inputs: list[torch.Tensor]) -> None:
+            strided = spec.kind != "view" and not all(x.is_contiguous() for x in inputs)
+            found.append(spec.with_attr("strided", True) if strided else spec)
+
+        self.run(reads=read)
+        return tuple(found)
+
+    def run(self, before: Call | None = None, after: Call | None = None, reads: Call | None = None) -> None:
         values: dict[int, Any] = {-1: (self.input,)}
         for i, call in enumerate(self.calls):
             inputs = [values[s][k] for s, k in self.sources[i]]
+            if reads is not None:
+                reads(self.steps[i].spec, inputs)
             if before is not None:
                 before(i)
             made = call(*inputs)
@@ -60,12 +74,19 @@ class _Program:
                 del values[dead]
 
 
-class _CpuSession(Session):
-    def __init__(self, steps: Sequence[Step], scratch: torch.Tensor) -> None:
-        self.program = _Program(steps, "cpu")
+class _EagerSession(Session):
+    """What sessions on the CPU and on a GPU share."""
+
+    def __init__(self, steps: Sequence[Step], device: str, scratch: torch.Tensor) -> None:
+        self.program = _Program(steps, device)
         self.count = len(steps)
         self.scratch = scratch
 
+    def specs(self) -> tuple[OpSpec, ...]:
+        return self.program.specs()
+
+
+class _CpuSession(_EagerSession):
     def time_steps(self) -> list[float]:
         self.scratch.zero_()
         starts, ends = [0] * self.count, [0] * self.count
@@ -191,7 +212,7 @@ class CpuEager(_Eager):
         )
 
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
-        return _CpuSession(steps, self._scratch(scratch_bytes))
+        return _CpuSession(steps, self.device, self._scratch(scratch_bytes))
 
     def time_call(self, call: Callable[[], object]) -> float:
         start = time.perf_counter_ns()
@@ -199,13 +220,12 @@ class CpuEager(_Eager):
         return (time.perf_counter_ns() - start) * 1e-9
 
 
-class _CudaSession(Session):
+class _CudaSession(_EagerSession):
     """Events stand around each step."""
 
     def __init__(self, steps: Sequence[Step], backend: CudaEager, scratch: torch.Tensor) -> None:
+        super().__init__(steps, backend.device, scratch)
         self.backend = backend
-        self.scratch = scratch
-        self.program = _Program(steps, backend.device)
         event = backend.cuda.Event
         self.events = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(len(steps))]
 

@@ -56,7 +56,7 @@ class Simulated(Backend):
         return float(self.overhead_s + max(compute, handler.bytes(spec) / self.bandwidth_bytes_per_s))
 
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
-        return _SimulatedSession(self, [self.true_time_s(s.spec) for s in steps])
+        return _SimulatedSession(self, steps)
 
     def reference(self) -> float:
         return self.reference_s * self._noise(1)[0]
@@ -72,9 +72,13 @@ class Simulated(Backend):
 
 
 class _SimulatedSession(Session):
-    def __init__(self, device: Simulated, times: list[float]) -> None:
+    def __init__(self, device: Simulated, steps: Sequence[Step]) -> None:
         self.device = device
-        self.times = times
+        self.steps = steps
+        self.times = [device.true_time_s(s.spec) for s in steps]
+
+    def specs(self) -> tuple[OpSpec, ...]:
+        return tuple(s.spec for s in self.steps)
 
     def time_steps(self) -> list[float]:
         noise = self.device._noise(len(self.times))

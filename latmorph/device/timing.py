@@ -78,6 +78,7 @@ def visit_network(
 ) -> Visit:
     """Load a network, warm it, and time its steps and its whole until ``rule`` is content."""
     session = backend.load(steps, scratch_bytes)
+    specs = session.specs()
     session.time_whole()
     references = [backend.reference()]
     steps_s: list[list[float]] = []
@@ -93,7 +94,6 @@ def visit_network(
             references.append(backend.reference())
         if rule.enough(totals, time.perf_counter() - start):
             break
-    specs = tuple(s.spec for s in steps)
     return Visit(
         network,
         visit,

@@ -113,6 +113,7 @@ class _Reader:
         self.values: dict[Any, Any] = {}
         self.nodes: list[Node] = []
         self.unknown: dict[str, list[str]] = {}
+        self.parameters: set[torch.fx.Node] = set()
 
     def graph(self, allow_unknown: bool) -> Graph:
         signature = self.exported.graph_signature
@@ -129,6 +130,8 @@ class _Reader:
                     )
                     if node.name in given:
                         inputs.append(self.values[node])
+                    elif node.name in names:
+                        self.parameters.add(node)
             elif node.op == "call_function" and node.target is operator.getitem:
                 source = self.values.get(node.args[0])
                 self.values[node] = source[node.args[1]] if isinstance(source, tuple) else source
@@ -161,6 +164,8 @@ class _Reader:
         name, inputs, attrs = self._arguments(node)
         outputs = tuple(self._tensor(v) for v in tensors_made)
         kind, attrs = self._kind(name, node, inputs, attrs, tensors_made)
+        if kind != "view" and any(_strided(n) for n in node.all_input_nodes if n not in self.parameters):
+            attrs = (*attrs, ("strided", True))
         spec = OpSpec(
             kind,
             tuple(
@@ -237,6 +242,12 @@ def _copies(name: str, source: torch.Tensor, out: torch.Tensor) -> bool:
         except (RuntimeError, ValueError):
             return True
     return False
+
+
+def _strided(node: torch.fx.Node) -> bool:
+    """Whether a tensor that a node makes does not lie in memory in the order of its axes."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_contiguous()
 
 
 def _module(node: torch.fx.Node) -> str:

@@ -54,6 +54,7 @@ def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], 
         "width_in": width_in,
         "width_out": width_out,
         "inplace": int(bool(spec.attr("inplace"))),
+        "strided": int(bool(spec.attr("strided"))),
         **handler.features(spec),
     }
     remainders: dict[str, Scalar] = {}

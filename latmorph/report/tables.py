@@ -164,7 +164,7 @@ def profile_tables(profile: Profile) -> list[Table]:
         ),
         (
             "held-out networks",
-            f"{checked.held_out_networks}: median error {checked.median_error_percent:.1f} %, "
+            f"{checked.networks}: median error {checked.median_error_percent:.1f} %, "
             f"{checked.within_10_percent:.0f} % within 10 %, "
             f"90 % interval covers {checked.coverage_percent:.0f} %",
         ),

@@ -323,3 +323,22 @@ def test_the_gpus_fingerprint_comes_from_its_properties(cuda: FakeCuda) -> None:
 def test_without_a_gpu_the_error_says_what_to_do() -> None:
     with pytest.raises(DeviceError, match=r"'cuda' was asked for, but torch sees no CUDA GPU.*--device cpu"):
         CudaEager(cuda=FakeCuda(available=False))
+
+
+def test_operators_are_told_with_the_layouts_that_their_operands_have() -> None:
+    net = NetworkBuilder((2, 6, 4, 4))
+    x = net.activation(-1, "relu", inplace=False)
+    y = net.layer_norm(net.permute(x, (0, 2, 3, 1)))
+    y = net.permute(net.linear(y, 6), (0, 3, 1, 2))
+    net.binary("add", x, y)
+    with CpuEager() as backend:
+        specs = backend.load(net.steps).specs()
+    # The norm reads a permuted tensor and writes a dense one; the sum reads one of each.
+    assert [(s.kind, bool(s.attr("strided"))) for s in specs] == [
+        ("relu", False),
+        ("view", False),
+        ("layer_norm", True),
+        ("linear", False),
+        ("view", False),
+        ("add", True),
+    ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from latmorph.device.backend import Session
 from latmorph.device.roofs import Roofs, best_block, find_block, measure_roofs
 from latmorph.device.simulated import Simulated
-from latmorph.opspec import Step
+from latmorph.opspec import OpSpec, Step
 
 WIDTHS = np.arange(30, 69)
 
@@ -108,6 +108,9 @@ class _SpellSession(Session):
     def __init__(self, owner: SpellEnds, calm: Session) -> None:
         self.owner = owner
         self.calm = calm
+
+    def specs(self) -> tuple[OpSpec, ...]:
+        return self.calm.specs()
 
     def time_steps(self) -> list[float]:
         slowness = self.owner.slowness()

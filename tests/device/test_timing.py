@@ -27,7 +27,7 @@ from latmorph.device.timing import (
     time_calls,
     visit_network,
 )
-from latmorph.opspec import Step
+from latmorph.opspec import OpSpec, Step
 
 SMALL = 1e7
 """FLOPs of the largest sampled networks here: small ones, since their times come from a formula."""
@@ -50,7 +50,7 @@ class Spells(Backend):
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         self.loads += 1
         self.factor = next(self.factors, 1.0)
-        return _SpellSession(self, [self.device.true_time_s(s.spec) for s in steps])
+        return _SpellSession(self, steps, [self.device.true_time_s(s.spec) for s in steps])
 
     def reference(self) -> float:
         return 1e-3 * self.factor
@@ -61,9 +61,13 @@ class Spells(Backend):
 
 
 class _SpellSession(Session):
-    def __init__(self, backend: Spells, times: list[float]) -> None:
+    def __init__(self, backend: Spells, steps: Sequence[Step], times: list[float]) -> None:
         self.backend = backend
+        self.steps = steps
         self.times = times
+
+    def specs(self) -> tuple[OpSpec, ...]:
+        return tuple(step.spec for step in self.steps)
 
     def time_steps(self) -> list[float]:
         return [t * self.backend.factor for t in self.times]
@@ -81,7 +85,7 @@ class Logged(Spells):
 
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         self.log.append(f"load {scratch_bytes}")
-        return _LoggedSession(self, [self.device.true_time_s(s.spec) for s in steps])
+        return _LoggedSession(self, steps, [self.device.true_time_s(s.spec) for s in steps])
 
     def reference(self) -> float:
         self.log.append("reference")
@@ -209,7 +213,7 @@ def test_passes_agree_by_the_reference_beside_them_on_a_machine_that_slows_down(
 
     class Loaded(Slowing):
         def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
-            return SlowingSession(self, [1e-3 for _ in steps])
+            return SlowingSession(self, steps, [1e-3 for _ in steps])
 
     visit = visit_network(Loaded([]), 0, 0, chain(), 0, StopRule(least=3, most=30))
     assert len(visit.times_s[0]) == 3

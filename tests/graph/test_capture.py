@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import latmorph as lm
+from latmorph.device.eager import CpuEager
 from tools.networks import NETWORKS
 
 
@@ -159,3 +160,12 @@ def test_inputs_of_several_kinds_and_outputs_in_a_dict_are_read() -> None:
     graph = lm.capture(Several(), (torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64)))
     assert len(graph.inputs) == 2
     assert len(graph.outputs) == 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layouts_are_those_that_operands_have_when_the_network_runs(name: str) -> None:
+    model, x = NETWORKS[name]().eval(), torch.zeros(1, 3, 224, 224)
+    graph = lm.capture(model, (x,))
+    with CpuEager() as backend:
+        specs = backend.load(graph.steps_at(graph.widths)).specs()
+    assert [bool(s.attr("strided")) for s in graph.specs] == [bool(s.attr("strided")) for s in specs]

@@ -98,7 +98,6 @@ def test_without_noise_fresh_networks_are_predicted_within_a_few_percent(out_blo
 def test_without_noise_the_validation_says_so() -> None:
     _, validation = fitted(Simulated())
     assert validation.networks == 40
-    assert validation.held_out_networks == 40
     assert validation.median_error_percent < 2
     assert validation.mean_error_percent < 4
     assert validation.within_10_percent > 90

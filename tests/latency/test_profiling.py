@@ -98,7 +98,7 @@ def no_fit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def fit(roofs: Any, visits: Sequence[Any], *, seed: int = 0) -> tuple[LatencyModel, Validation]:
         given.append(len(visits))
-        return LatencyModel(roofs, {}, 1.0, 0.1), Validation(1, 1, 0.0, 0.0, 0.0, 0.0, {})
+        return LatencyModel(roofs, {}, 1.0, 0.1), Validation(1, 0.0, 0.0, 0.0, 0.0, {})
 
     monkeypatch.setattr(profiling, "fit", fit)
     return given
