@@ -1,5 +1,5 @@
 # make demo   the whole story on embedded data, in minutes
-# make test   the tests (make test-slow, make zoo: the long ones)
+# make test   the tests (make test-slow: the long ones and those that need model zoos)
 # make lint   ruff and mypy
 # make bench  figures of docs/: accuracy on this machine, cost of a regularised training step
 # Every target makes .venv first.
@@ -7,7 +7,7 @@
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow zoo lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(READY)
 	$(BIN)/latmorph demo --output out/demo
@@ -16,11 +16,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
-
-zoo: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-zoo.txt
-	$(BIN)/python -m pytest -m zoo
+	tools/record_slow_tests.sh
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -200,10 +200,13 @@ class Convolution(Handler):
         }
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        if not spec["weight"].parameter:
+            freeze_everything(spec, io, f"the weight of {spec.kind} is computed, not a parameter")
+            return
         groups = int(self.groups(spec))
         x = io.axis(0, 1)
         out = io.axis(1, 0, "output")
-        assert out is not None
+        assert out is not None  # a parameter's axis always has labels
         if spec.operand("bias") is not None:
             io.tie(out, io.axis(2, 0, "bias"))
         if groups == 1:
@@ -238,6 +241,9 @@ class Linear(Handler):
         return {"rows": prod(spec.out.shape[:-1]), "bias": int(spec.operand("bias") is not None)}
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        if not spec["weight"].parameter:
+            freeze_everything(spec, io, f"the weight of {spec.kind} is computed, not a parameter")
+            return
         rank = len(spec["input"].shape)
         io.tie(io.axis(1, 1, "input"), io.axis(0, rank - 1))
         out = io.axis(1, 0, "output")

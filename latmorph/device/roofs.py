@@ -70,7 +70,7 @@ def find_block(backend: Backend, kind: str, axis: str, dtype: str = "float32") -
 
     See :func:`best_block`. A device whose time is smooth in the width gives 1.
     """
-    widths = list(range(30, 69))
+    widths = [*range(30, 69), *range(94, 99), *range(126, 132)]
     networks = width_sweep(kind, axis, widths, dtype)
     order = np.random.default_rng(0).permutation(len(widths))
     times = np.full(len(widths), np.inf)
@@ -89,12 +89,12 @@ def best_block(widths: np.ndarray, times: np.ndarray) -> int:
 
     For every candidate, time is fitted as a constant, a slope in the width (what grows smoothly) and
     a slope in the width rounded up to the block. The block is the smallest whose mean absolute error is
-    within a fifth of the best: a step has to show before it is believed.
+    within a fifth of the best: a step has to show, and more than once, before it is believed.
     """
     errors = {}
     for block in BLOCKS:
         padded = -(-widths // block) * block
-        if len(np.unique(padded)) < 2:
+        if len(np.unique(padded)) < 3:
             continue
         design = np.stack([np.ones(len(widths)), widths, padded], axis=1)
         coefficients = np.linalg.lstsq(design, times, rcond=None)[0]

@@ -28,10 +28,10 @@ def find_groups(
     for tensor in outputs:
         for axis in range(len(tensors[tensor].shape)):
             atoms.freeze(atoms.labels.get((tensor, axis)), "the network's output")
-    return atoms.groups(_first_modules(nodes, tensors))
+    return atoms.groups(_modules(tensors))
 
 
-def _first_modules(nodes: Sequence[Node], tensors: Sequence[Tensor]) -> dict[int, str]:
+def _modules(tensors: Sequence[Tensor]) -> dict[int, str]:
     """Module that owns each parameter, by the parameter's own name."""
     return {
         i: (t.parameter.rpartition(".")[0] or t.parameter)

@@ -16,7 +16,7 @@ from latmorph.device.roofs import Roofs, best_block, find_block, measure_roofs
 from latmorph.device.simulated import Simulated
 from latmorph.opspec import OpSpec, Step
 
-WIDTHS = np.arange(30, 69)
+WIDTHS = np.array([*range(30, 69), *range(94, 99), *range(126, 132)])
 
 
 def device(**planted: Any) -> Simulated:
@@ -172,10 +172,17 @@ def test_a_smooth_line_has_no_block(times: np.ndarray) -> None:
     assert best_block(WIDTHS, times) == 1
 
 
-def test_the_smallest_block_is_taken_of_those_that_explain_the_times_alike() -> None:
-    # One edge, after 32, and no other up to 36: blocks of 4, 8, 16 and 32 all have it; 2 has one at 34.
-    widths = np.array([31, 32, 33, 34, 35, 36])
-    assert best_block(widths, np.array([1.0, 1.0, 2.0, 2.0, 2.0, 2.0])) == 4
+def test_the_edges_alone_tell_the_block() -> None:
+    # Edges after 32 and 64 and nowhere between: smaller blocks have others, at 48 say, that are not there.
+    widths = np.array([31, 32, 33, 34, 63, 64, 65, 66])
+    times = np.array([1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 3.0, 3.0])
+    assert best_block(widths, times) == 32
+
+
+def test_one_edge_is_not_believed() -> None:
+    # After 64 a single edge stands in the range: whatever made it, it did not come again.
+    widths = np.arange(40, 90)
+    assert best_block(widths, 1.0 + 0.1 * widths + (widths > 64)) != 64
 
 
 # --- bandwidth_at

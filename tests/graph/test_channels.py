@@ -185,6 +185,36 @@ def test_what_cannot_be_removed_says_why(model: nn.Module, says: str) -> None:
     assert says in frozen_reason(model, torch.randn(2, 4), "first")
 
 
+class Standardised(nn.Module):
+    """A convolution and a linear layer whose weights are computed from parameters in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+        self.last = nn.Conv2d(6, 5, 1)
+        self.matrix = nn.Parameter(torch.randn(2, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(self.first(x), self.weight - self.weight.mean((1, 2, 3), keepdim=True))
+        return nn.functional.linear(self.last(x).mean((2, 3)), self.matrix * 2)
+
+
+def test_computed_weights_freeze_what_they_read_and_write() -> None:
+    model, x = Standardised(), torch.randn(1, 3, 8, 8)
+    assert "weight of conv2d is computed" in frozen_reason(model, x, "first")
+    assert "weight of linear is computed" in frozen_reason(model, x, "last")
+    assert lm.capture(model, (x,)).prunable == ()
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_parametrised_layers_are_captured_or_named(norm: str) -> None:
+    normed = getattr(nn.utils.parametrizations, norm)
+    model = nn.Sequential(normed(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    graph = lm.capture(model, (torch.randn(1, 3, 8, 8),), allow_unknown=True)
+    assert graph.prunable == ()
+
+
 def test_inputs_and_outputs_are_frozen_and_say_so() -> None:
     graph = lm.capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)), (torch.zeros(1, 3, 8, 8),))
     reasons = [g.frozen for g in graph.groups if g.frozen]
