@@ -101,6 +101,11 @@ class Graph:
         return int(sum(ops.flops(spec) for spec in self.specs))
 
     @cached_property
+    def bytes(self) -> int:
+        """Bytes that one forward pass moves when every operator reads and writes its operands once."""
+        return int(sum(ops.byte_count(spec) for spec in self.specs))
+
+    @cached_property
     def parameters(self) -> int:
         """Number of parameters (buffers not counted) of the model, those that no operator reads included."""
         return sum(int(np.prod(self.tensors[t].shape)) for t in self.trainable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -141,17 +142,15 @@ class Regularizer:
         """
         if self._attached:
             raise UsageError("the regularizer is attached already")
-        wanted = {
-            id(part.tensor): g
-            for g, channels in self._channels.items()
-            for parts in channels.parts
-            for part in parts
-        }
+        wanted: dict[int, set[int]] = {}  # a norm behind a concatenation belongs to several groups
+        for g, channels in self._channels.items():
+            for part in itertools.chain.from_iterable(channels.parts):
+                wanted.setdefault(id(part.tensor), set()).add(g)
         self._lr_group: dict[int, dict[str, Any]] = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if id(parameter) in wanted:
-                    self._lr_group.setdefault(wanted[id(parameter)], group)
+                for g in wanted.get(id(parameter), ()):
+                    self._lr_group.setdefault(g, group)
         missing = [self.graph.groups[g].name for g in self._channels if g not in self._lr_group]
         if missing:
             raise UsageError(

@@ -28,8 +28,8 @@ def test_flops_and_parameters_equal_torch_s_own_count(name: str) -> None:
 
 
 def test_bytes_count_every_operand_once() -> None:
-    (node,) = lm.capture(nn.Conv2d(3, 8, 3, bias=False), (torch.zeros(2, 3, 10, 10),)).nodes
-    assert lm.graph.graph.ops.byte_count(node.spec) == 4 * (2 * 3 * 100 + 8 * 3 * 9 + 2 * 8 * 64)
+    graph = lm.capture(nn.Conv2d(3, 8, 3, bias=False), (torch.zeros(2, 3, 10, 10),))
+    assert graph.bytes == 4 * (2 * 3 * 100 + 8 * 3 * 9 + 2 * 8 * 64)
 
 
 def test_operators_carry_module_names_shapes_dtypes_and_attributes() -> None:
