@@ -138,6 +138,11 @@ class NetworkBuilder:
         n, c = self.shape(x)[:2]
         return self._add("adaptive_avg_pool2d", [x], (n, c, size, size), output_size=(size, size))
 
+    def mean(self, x: int, dims: tuple[int, ...]) -> int:
+        """Mean over some axes, which go."""
+        out = tuple(s for a, s in enumerate(self.shape(x)) if a not in dims)
+        return self._add("mean", [x], out, dim=dims, keepdim=False)
+
     def cat(self, sources: Sequence[int], dim: int = 1) -> int:
         """Concatenation."""
         out = list(self.shape(sources[0]))
@@ -293,7 +298,9 @@ def _residual(draw: _Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 def _head(net: NetworkBuilder, draw: _Draw, x: int) -> NetworkBuilder:
     if draw.chance(0.5):
-        net.linear(net.flatten(net.global_pool(x)), draw.one((10, 100, 1000, 1000)))
+        classes = draw.one((10, 100, 1000, 1000))
+        pooled = net.mean(x, (2, 3)) if draw.chance(0.4) else net.flatten(net.global_pool(x))
+        net.linear(pooled, classes)
     return net
 
 
