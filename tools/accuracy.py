@@ -3,7 +3,7 @@
 Usage: python -m tools.accuracy [--device cpu] [--threads 1 2] [--batch 1] [--profile NAME] [-o docs/accuracy]
 
 For each number of threads: takes the profile named, or this machine's newest, predicts every network and
-measures all of them side by side in rounds that are minutes apart. Raw samples and figures go into one JSON
+measures all of them side by side, several rounds over. Raw samples and figures go into one JSON
 a machine and setting; ``docs/accuracy.md`` is written anew from all of those JSONs.
 """
 
