@@ -678,6 +678,11 @@ def fitted(spec: OpSpec) -> OpSpec:
     return handler_of(spec.kind).fitted(spec)
 
 
+def laid_out(spec: OpSpec, dense: bool) -> OpSpec:
+    """The operator marked as ``strided`` unless the activations it reads are dense; a view does not care."""
+    return spec if dense or spec.kind == "view" else spec.with_attr("strided", True)
+
+
 def is_known(spec: OpSpec) -> bool:
     """Whether the operator has a handler."""
     return not spec.kind.startswith(UNKNOWN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +32,13 @@ TARGET = 0.6
 NETWORKS = ["parent", "uniform width", "FLOP-targeted", "latency-targeted"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small batches gain nothing from more, and wait for each other where the machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def said() -> list[tuple[float, str]]:
     return []
 
 
 @pytest.fixture(scope="module")
-def result(one_thread: None, cpu_profile: Profile, said: list[tuple[float, str]]) -> Comparison:
+def result(cpu_profile: Profile, said: list[tuple[float, str]]) -> Comparison:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latmorph.demo, "BATCH", SMALL_BATCH)
         return run_demo(

@@ -105,17 +105,18 @@ def main() -> None:
 
 def find_profile(name: str | None, device: str, threads: int) -> Profile:
     """The profile named, or the newest of this machine at a number of threads."""
-    from latmorph.latency.profile import list_profiles, read_header
+    from latmorph.latency.profile import list_profiles, mismatch, read_header
 
     if name is not None:
         return lm.load_profile(name)
     headers = [(read_header(folder), folder) for folder in list_profiles().values()]
-    fitting = [
+    here = [
         (header.created, folder)
         for header, folder in headers
-        if header.fingerprint.device == device and (device != "cpu" or header.fingerprint.threads == threads)
+        if (of := header.fingerprint).device == device
+        and (device != "cpu" or of.threads == threads)
+        and not mismatch(of)
     ]
-    here = [f for f in fitting if not lm.load_profile(f[1]).mismatch]
     if not here:
         raise SystemExit(f"no profile of this machine's {device} at {threads} thread(s): make one first")
     return lm.load_profile(max(here)[1])

@@ -50,21 +50,19 @@ class _Program:
         """The operators with the layouts that their operands have in a pass."""
         found: list[OpSpec] = []
 
-        def read(spec: OpSpec, inputs: list[torch.Tensor]) -> None:
-            strided = spec.kind != "view" and not all(x.is_contiguous() for x in inputs)
-            found.append(spec.with_attr("strided", True) if strided else spec)
+        def read(i: int, inputs: list[torch.Tensor]) -> None:
+            found.append(ops.laid_out(self.steps[i].spec, all(x.is_contiguous() for x in inputs)))
 
-        self.run(reads=read)
+        self.run(before=read)
         return tuple(found)
 
-    def run(self, before: Call | None = None, after: Call | None = None, reads: Call | None = None) -> None:
+    def run(self, before: Call | None = None, after: Call | None = None) -> None:
+        """One pass; ``before(i, inputs)`` and ``after(i)`` are called right before and after each step."""
         values: dict[int, Any] = {-1: (self.input,)}
         for i, call in enumerate(self.calls):
             inputs = [values[s][k] for s, k in self.sources[i]]
-            if reads is not None:
-                reads(self.steps[i].spec, inputs)
             if before is not None:
-                before(i)
+                before(i, inputs)
             made = call(*inputs)
             if after is not None:
                 after(i)
@@ -92,7 +90,7 @@ class _CpuSession(_EagerSession):
         starts, ends = [0] * self.count, [0] * self.count
         clock = time.perf_counter_ns
 
-        def before(i: int) -> None:
+        def before(i: int, inputs: list[torch.Tensor]) -> None:
             starts[i] = clock()
 
         def after(i: int) -> None:
@@ -231,7 +229,7 @@ class _CudaSession(_EagerSession):
 
     def time_steps(self) -> list[float]:
         self.scratch.zero_()
-        self.program.run(lambda i: self.events[i][0].record(), lambda i: self.events[i][1].record())
+        self.program.run(lambda i, inputs: self.events[i][0].record(), lambda i: self.events[i][1].record())
         self.backend.cuda.synchronize()
         return [a.elapsed_time(b) * 1e-3 for a, b in self.events]
 

@@ -164,8 +164,6 @@ class _Reader:
         name, inputs, attrs = self._arguments(node)
         outputs = tuple(self._tensor(v) for v in tensors_made)
         kind, attrs = self._kind(name, node, inputs, attrs, tensors_made)
-        if kind != "view" and any(_strided(n) for n in node.all_input_nodes if n not in self.parameters):
-            attrs = (*attrs, ("strided", True))
         spec = OpSpec(
             kind,
             tuple(
@@ -180,6 +178,7 @@ class _Reader:
             tuple(TensorSpec("out", self.tensors[t].shape, self.tensors[t].dtype) for t in outputs),
             attrs,
         )
+        spec = ops.laid_out(spec, all(_dense(n) for n in node.all_input_nodes if n not in self.parameters))
         module = _module(node)
         if not ops.is_known(spec):
             self.unknown.setdefault(name, []).append(module or "the model itself")
@@ -244,10 +243,10 @@ def _copies(name: str, source: torch.Tensor, out: torch.Tensor) -> bool:
     return False
 
 
-def _strided(node: torch.fx.Node) -> bool:
-    """Whether a tensor that a node makes does not lie in memory in the order of its axes."""
+def _dense(node: torch.fx.Node) -> bool:
+    """Whether what a node makes lies in memory in the order of its axes, or is no tensor."""
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and not value.is_contiguous()
+    return not isinstance(value, torch.Tensor) or value.is_contiguous()
 
 
 def _module(node: torch.fx.Node) -> str:

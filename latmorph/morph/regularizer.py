@@ -258,8 +258,13 @@ class Regularizer:
         for g in {g for _, g, _ in doomed}:
             mask = self.alive[g]
             mask[[c for _, own, c in doomed if own == g]] = False
-            self._channels[g].multiply(mask.to(torch.float32))
-            self._channels[g].silence(~mask)
+            self._keep(g, mask)
+
+    def _keep(self, g: int, mask: torch.Tensor) -> None:
+        """Of a group's channels only those of the mask stay alive; the others are zero from now on."""
+        self.alive[g] = mask
+        self._channels[g].multiply(mask.to(torch.float32))
+        self._channels[g].silence(~mask)
 
     def _needed(
         self,
@@ -286,11 +291,8 @@ class Regularizer:
         """The schedule is over: what still lies above the target goes now, and training mends the rest."""
         if self._fraction <= target * ROUNDING:
             return
-        alive = self._select(target)
-        for g, mask in alive.items():
-            self.alive[g] = torch.as_tensor(mask, device=self.alive[g].device)
-            self._channels[g].multiply(self.alive[g].to(torch.float32))
-            self._channels[g].silence(~self.alive[g])
+        for g, mask in self._select(target).items():
+            self._keep(g, torch.as_tensor(mask, device=self.alive[g].device))
         self._fraction = self.cost.total(self.graph, self._alive_widths()) / self.parent_cost
 
     def structure(self) -> Structure:
