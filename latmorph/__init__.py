@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from latmorph.graph.graph import ChannelGroup, Graph, Member
     from latmorph.latency.estimate import Estimate
     from latmorph.latency.profile import Profile, load_profile
+    from latmorph.morph.cliffs import Cliff, find_cliffs
     from latmorph.morph.cost import CostModel, FlopCost, LatencyCost, ParameterCost
     from latmorph.morph.expand import expand
+    from latmorph.morph.focus import focus
     from latmorph.morph.regularizer import Regularizer
     from latmorph.morph.structure import Structure, shrink
     from latmorph.report.measured import measure
@@ -43,11 +45,14 @@ _HOME = {
     "Profile": "latency.profile",
     "load_profile": "latency.profile",
     "measure": "report.measured",
+    "Cliff": "morph.cliffs",
+    "find_cliffs": "morph.cliffs",
     "CostModel": "morph.cost",
     "FlopCost": "morph.cost",
     "LatencyCost": "morph.cost",
     "ParameterCost": "morph.cost",
     "expand": "morph.expand",
+    "focus": "morph.focus",
     "Regularizer": "morph.regularizer",
     "Structure": "morph.structure",
     "shrink": "morph.structure",
@@ -66,6 +71,7 @@ _HOME = {
 __all__ = [
     "CaptureError",
     "ChannelGroup",
+    "Cliff",
     "CostModel",
     "DeviceError",
     "Estimate",
@@ -88,6 +94,8 @@ __all__ = [
     "__version__",
     "capture",
     "expand",
+    "find_cliffs",
+    "focus",
     "load_profile",
     "measure",
     "shrink",

@@ -15,9 +15,17 @@ from latmorph._version import __version__
 from latmorph.errors import LatmorphError, LatmorphWarning, ProfileMismatchWarning, UsageError
 
 if TYPE_CHECKING:
-    import torch
-
+    from latmorph.device.backend import Backend
+    from latmorph.device.fingerprint import Fingerprint
     from latmorph.latency.profile import Profile
+    from latmorph.report.staircase import Staircase
+
+FRESH_VARIANTS = 60
+"""Variants of a model that a new profile measures beside sampled networks."""
+
+
+MODEL = "package.module:callable that makes the model, or a .pt2 or .onnx file"
+INPUT = "1x3x224x224, or 1x77:int64; once for each argument of forward; a file may know its own"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,32 +65,51 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("profile", _profile, "Measure this device and save its latency model.")
     sub.add_argument("--device", required=True, help="cpu or cuda")
-    sub.add_argument("--runtime", default="eager", help="eager")
+    sub.add_argument("--runtime", default="eager", help="eager (default) or onnxruntime")
     sub.add_argument("--dtype", default="float32", help="float32 (default), float64, bfloat16, float16")
     sub.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    sub.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the runtime: spinning, optimisation or provider of onnxruntime",
+    )
     sub.add_argument("--quick", action="store_true", help="half a minute of measuring, larger errors")
-    sub.add_argument("--budget", type=float, metavar="SECONDS", help="time to measure for")
+    sub.add_argument("--budget", metavar="TIME", help="time to measure for: 90s, 5m, 1h, or seconds")
     sub.add_argument("--seed", type=int, default=0, help="seed of the sampled networks")
+    sub.add_argument("--model", metavar="MODEL", help="add measurements of this model to a profile (focus)")
+    sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=f"with --model: {INPUT}")
+    sub.add_argument(
+        "--profile", metavar="NAME", help="with --model: the profile to add to (this machine's newest)"
+    )
     sub.add_argument("-o", "--output", type=Path, metavar="DIR", help="the profile's folder")
 
-    sub = command("profiles", _profiles, "List the profiles, or show one.")
+    sub = command("profiles", _profiles, "List the profiles, or show and draw one.")
     sub.add_argument("name", nargs="?", metavar="NAME", help="a profile's name or folder")
+    sub.add_argument("--operator", metavar="KIND", help="draw the staircase of conv2d, depthwise or linear")
+    sub.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to draw the pictures")
 
     for name, run, text in (
         ("predict", _predict, "Predict a model's latency, operator by operator."),
         ("measure", _measure, "Measure a model on this device, beside its prediction."),
     ):
         sub = command(name, run, text)
-        sub.add_argument("model", metavar="MODEL", help="package.module:callable that makes the model")
-        sub.add_argument(
-            "--input",
-            action="append",
-            required=True,
-            metavar="SHAPE",
-            help="1x3x224x224, or 1x77:int64; once for each argument of forward",
-        )
+        sub.add_argument("model", metavar="MODEL", help=MODEL)
+        sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=INPUT)
         sub.add_argument("--profile", default="cpu", metavar="NAME", help="name, folder, cpu or cuda")
-    commands.choices["predict"].add_argument("--all", action="store_true", help="show every operator")
+    commands.choices["predict"].add_argument(
+        "--all", action="store_true", help="show every operator and every cliff"
+    )
+    commands.choices["predict"].add_argument(
+        "--cliffs",
+        type=int,
+        metavar="CHANNELS",
+        help="look for cliffs within so many channels below the present widths (0: do not)",
+    )
+    commands.choices["predict"].add_argument(
+        "--picture", type=Path, metavar="FILE.png", help="draw where the time goes"
+    )
     commands.choices["predict"].add_argument(
         "--allow-unknown", action="store_true", help="go on past operators that have no handler"
     )
@@ -146,60 +173,154 @@ def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
 
 
 @contextmanager
-def _resumable(journal: Path) -> Iterator[None]:
-    """Say how to go on when a profiling run is interrupted."""
+def _resumable(journal: Path) -> Iterator[Path]:
+    """A run's journal; says how to go on when the run is interrupted."""
     try:
-        yield
+        yield journal
     except KeyboardInterrupt:
         _note(f"what was measured is kept in {journal}: run the same command again to go on")
         raise
+
+
+def _journal(folder: Path) -> Path:
+    """Where the unfinished run is kept that is to end in a profile's folder."""
+    return folder.parent / f".{folder.name}.unfinished.jsonl"
+
+
+def _seconds(option: str, text: str) -> float:
+    """A time as people write it: ``90s``, ``5m``, ``1h``, or a number of seconds."""
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:].lower())
+    try:
+        value = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{option} is a time like 90s, 5m, 1h or a number of seconds, above 0; got {text!r}")
+    return value
+
+
+def _options(given: Sequence[str]) -> dict[str, str]:
+    """The runtime's options from ``key=value`` texts."""
+    pairs = [text.partition("=") for text in given]
+    for text, (key, equals, value) in zip(given, pairs, strict=True):
+        if not (key and equals and value):
+            raise UsageError(f"--option is written key=value, got {text!r}")
+    return {key: value for key, _, value in pairs}
 
 
 def _profile(args: argparse.Namespace) -> None:
     from latmorph.device.registry import open_backend
     from latmorph.latency.profile import check_place, user_folder
     from latmorph.latency.profiling import DEFAULT_BUDGET_S, QUICK_BUDGET_S, run_profile
-    from latmorph.report.tables import profile_tables
 
-    backend = open_backend(args.device, runtime=args.runtime, dtype=args.dtype, threads=args.threads)
+    backend = open_backend(
+        args.device,
+        runtime=args.runtime,
+        dtype=args.dtype,
+        threads=args.threads,
+        options=_options(args.option),
+    )
+    budget = None if args.budget is None else _seconds("--budget", args.budget)
+    if args.model:
+        _focus(args, backend, budget)
+        return
+    for name, given in (("--input", args.input), ("--profile", args.profile)):
+        if given:
+            raise UsageError(f"{name} goes with --model: it says what to add measurements of, and to what")
     folder = (args.output or user_folder() / backend.fingerprint().slug).resolve()
     check_place(folder)
-    budget = args.budget
-    if budget is None:
-        budget = QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S
-    if not 0 < budget < float("inf"):
-        raise UsageError(f"--budget is a positive number of seconds, got {budget:g}")
-    journal = folder.parent / f".{folder.name}.unfinished.jsonl"
-    with _resumable(journal), _progress(f"profiling {args.device}") as progress:
+    with _resumable(_journal(folder)) as journal, _progress(f"profiling {args.device}") as progress:
         profile = run_profile(
             backend,
             journal,
             folder=folder,
-            budget_s=budget,
+            budget_s=budget or (QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S),
             seed=args.seed,
             progress=progress,
         )
+    _print_profile(args, profile, folder)
+
+
+def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> None:
+    """``profile --model``: measurements of one model on top of a profile, by default the newest."""
+    from latmorph.errors import ProfileError
+    from latmorph.graph.capture import capture
+    from latmorph.graph.variants import variants
+    from latmorph.latency.profile import check_place, user_folder
+    from latmorph.latency.profiling import DEFAULT_BUDGET_S, QUICK_BUDGET_S, run_profile
+    from latmorph.models import load_model, short_name
+    from latmorph.morph.focus import FOCUS_BUDGET_S, focus
+
+    here = backend.fingerprint()
+    base = _load_profile(args.profile) if args.profile else _newest_of(here)
+    differences = base.fingerprint.differences(here) if base else []
+    if base and differences:
+        raise ProfileError(f"profile {base.name} is not of what was asked for: {'; '.join(differences)}")
+    graph = capture(*load_model(args.model, args.input, "cpu"))
+    folder = (args.output or user_folder() / f"{here.slug}-{short_name(args.model)}").resolve()
+    check_place(folder)
+    with _resumable(_journal(folder)) as journal, _progress(f"profiling {args.model}") as progress:
+        if base:
+            profile = focus(
+                base,
+                graph,
+                budget_s=budget or (QUICK_BUDGET_S if args.quick else FOCUS_BUDGET_S),
+                seed=args.seed,
+                folder=folder,
+                journal_path=journal,
+                progress=progress,
+            )
+        else:
+            _note("no profile of this machine yet: measuring sampled networks beside the model's")
+            profile = run_profile(
+                backend,
+                journal,
+                folder=folder,
+                budget_s=budget or (2 * QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S + FOCUS_BUDGET_S),
+                seed=args.seed,
+                focus=variants(graph, FRESH_VARIANTS),
+                progress=progress,
+            )
+    _print_profile(args, profile, folder)
+
+
+def _newest_of(here: Fingerprint) -> Profile | None:
+    """The newest profile whose timings carry over, of sampled networks alone; None if there is none."""
+    from latmorph.errors import ProfileError
+    from latmorph.latency.profile import list_profiles, open_profile, read_header
+
+    found: list[tuple[str, Path]] = []
+    for folder in list_profiles().values():
+        try:
+            header = read_header(folder)
+        except ProfileError as error:
+            _note(f"latmorph: {error}")
+            continue
+        if not header.focused_visits and not header.fingerprint.differences(here):
+            found.append((header.created, folder))
+    return open_profile(max(found)[1]) if found else None
+
+
+def _print_profile(args: argparse.Namespace, profile: Profile, folder: Path) -> None:
+    from latmorph.report.tables import profile_tables
+
     if args.json:
         _print_json({"folder": str(folder), "profile": profile.header})
-    else:
-        _print_tables(*profile_tables(profile))
-        print(f"saved in {folder}; predict with: latmorph predict MODEL --input SHAPE --profile {folder}")
+        return
+    _print_tables(*profile_tables(profile))
+    print(f"saved in {folder}; predict with: latmorph predict MODEL --input SHAPE --profile {folder}")
 
 
 def _profiles(args: argparse.Namespace) -> None:
     from latmorph.errors import ProfileError
-    from latmorph.latency.profile import list_profiles, load_profile, mismatch, read_header
-    from latmorph.report.tables import profile_tables, profiles_table
+    from latmorph.latency.profile import list_profiles, mismatch, read_header
+    from latmorph.report.tables import profiles_table
 
     if args.name:
-        profile = load_profile(args.name)
-        if args.json:
-            _print_json({"profile": profile.header, "roofs": profile.model.roofs})
-        else:
-            _print_tables(*profile_tables(profile))
-            for note in profile.notes:
-                _note(f"note: {note}")
+        _show_profile(args)
         return
+    if args.operator or args.output:
+        raise UsageError("--operator and --output go with a profile's NAME: it says whose pictures to draw")
     rows = []
     for folder in list_profiles().values():
         try:
@@ -214,32 +335,87 @@ def _profiles(args: argparse.Namespace) -> None:
         _print_tables(profiles_table(rows))
 
 
+def _show_profile(args: argparse.Namespace) -> None:
+    from latmorph.report.staircase import staircases
+    from latmorph.report.tables import profile_tables, staircase_table
+
+    profile = _load_profile(args.name)
+    steps = staircases(profile, args.operator)
+    pictures = [] if args.output is None else _draw_profile(profile, steps, args.output)
+    if args.json:
+        _print_json({"profile": profile.header, "roofs": profile.model.roofs, "staircases": steps})
+        return
+    _print_tables(*profile_tables(profile))
+    if args.operator:
+        _print_tables(*(staircase_table(s) for s in steps))
+    for path in pictures:
+        print(f"picture {path}")
+    for note in profile.notes:
+        _note(f"note: {note}")
+
+
+def _draw_profile(profile: Profile, steps: Sequence[Staircase], folder: Path) -> list[Path]:
+    from latmorph.device.timing import observations
+    from latmorph.report.plots import draw_roofline, draw_staircase
+
+    paths = [folder / "roofline.png"]
+    draw_roofline(observations(profile.visits)[0], profile.model.roofs, paths[0], profile.name)
+    for step in steps:
+        paths.append(folder / f"staircase-{step.sweep.kind}-{step.sweep.axis}.png")
+        draw_staircase(step, paths[-1], profile.name)
+    if not steps:
+        _note(f"note: {profile.name} was made before staircases were kept: profile the device again for them")
+    return paths
+
+
 def _predict(args: argparse.Namespace) -> None:
     from latmorph.graph.capture import capture
-    from latmorph.report.tables import estimate_table
+    from latmorph.models import load_model
+    from latmorph.morph.cliffs import REACH, find_cliffs
+    from latmorph.morph.cost import LatencyCost
+    from latmorph.report.plots import draw_estimate
+    from latmorph.report.tables import cliffs_table, estimate_table, kinds_table
 
+    if args.cliffs is not None and args.cliffs < 0:
+        raise UsageError(f"--cliffs is a number of channels, at least 0, got {args.cliffs}")
     profile = _load_profile(args.profile)
-    model, inputs = _load_model(args.model, args.input, "cpu")
-    graph = capture(model, inputs, allow_unknown=args.allow_unknown)
+    graph = capture(*load_model(args.model, args.input, "cpu"), allow_unknown=args.allow_unknown)
     estimate = profile.predict(graph)
+    if args.picture:
+        draw_estimate(estimate, args.picture)
+    if not args.json:  # what is known is told before what takes longer
+        _print_tables(estimate_table(estimate, None if args.all else 20), kinds_table(estimate))
+    reach = args.cliffs
+    if reach is None:  # a runtime that is to be asked at every width takes its time
+        reach = REACH if profile.lowering is None else REACH // 2
+    # Where operators have no price, what a channel changes has none either; the notes name them.
+    cliffs = () if estimate.unpriced else find_cliffs(graph, LatencyCost(profile), reach=reach)
     if args.json:
-        _print_json({"profile": profile.name, "flops": graph.flops, "estimate": estimate})
+        values = {"profile": profile.name, "flops": graph.flops, "estimate": estimate, "cliffs": cliffs}
+        _print_json(values)
         return
-    _print_tables(estimate_table(estimate, None if args.all else 20))
+    if cliffs:
+        _print_tables(cliffs_table(cliffs, None if args.all else 10))
+    if args.picture:
+        print(f"picture {args.picture}")
     for note in estimate.notes:
         _note(f"note: {note}")
 
 
 def _measure(args: argparse.Namespace) -> None:
+    import torch
+
     from latmorph.graph.capture import capture
+    from latmorph.models import ExportedModule, load_model
     from latmorph.report.measured import measure
     from latmorph.report.tables import measure_table
 
     profile = _load_profile(args.profile)
     _check_device(profile)
-    model, inputs = _load_model(args.model, args.input, profile.fingerprint.device)
+    model, inputs = load_model(args.model, args.input, profile.fingerprint.device)
     estimate = profile.predict(capture(model, inputs, allow_unknown=True))
-    timing = measure(model, inputs, profile, passes=args.passes)
+    called = ExportedModule(model) if isinstance(model, torch.export.ExportedProgram) else model
+    timing = measure(called, inputs, profile, passes=args.passes)
     if args.json:
         _print_json({"profile": profile.name, "estimate": estimate, "measured": timing})
         return
@@ -266,8 +442,7 @@ def _demo(args: argparse.Namespace) -> None:
         _check_device(profile)
     else:
         backend = open_backend(args.device, threads=args.threads)
-        journal = out / ".profile.unfinished.jsonl"
-        with _resumable(journal), _progress("quick profile") as progress:
+        with _resumable(out / ".profile.unfinished.jsonl") as journal, _progress("quick profile") as progress:
             focus = variants(demo_graph(), FOCUS_VARIANTS)
             profile = run_profile(
                 backend,
@@ -302,68 +477,9 @@ def _load_profile(name: str) -> Profile:
 
 def _check_device(profile: Profile) -> None:
     """Raises DeviceError when this machine has no device of the profile's kind."""
-    from latmorph.device.registry import open_backend
+    from latmorph.device.registry import backend_of
 
-    open_backend(profile.fingerprint.device, runtime=profile.fingerprint.runtime)
-
-
-def _load_model(path: str, shapes: Sequence[str], device: str) -> tuple[torch.nn.Module, tuple[Any, ...]]:
-    """The model that ``package.module:callable`` makes, and inputs of the given shapes, on the device."""
-    import importlib
-
-    module_name, colon, attribute = path.partition(":")
-    if not colon or not module_name or not attribute:
-        raise UsageError(f"model {path!r}: write package.module:callable, as in torchvision.models:resnet18")
-    inputs = tuple(_example(text) for text in shapes)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UsageError(
-            f"model {path!r}: module {module_name!r} does not import ({_first(error)})"
-        ) from None
-    made: Any = module
-    for part in attribute.split("."):
-        if not hasattr(made, part):
-            raise UsageError(f"model {path!r}: {module_name!r} has no {part!r}")
-        made = getattr(made, part)
-    import torch
-
-    if not isinstance(made, torch.nn.Module):
-        try:
-            made = made()
-        except Exception as error:
-            raise UsageError(
-                f"model {path!r}: calling it without arguments failed ({_first(error)})"
-            ) from None
-    if not isinstance(made, torch.nn.Module):
-        raise UsageError(f"model {path!r}: gave {type(made).__name__}, not a torch.nn.Module")
-    return made.to(device), tuple(x.to(device) for x in inputs)
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _example(text: str) -> torch.Tensor:
-    import torch
-
-    shape_text, _, dtype = text.partition(":")
-    try:
-        shape = tuple(int(s) for s in shape_text.split("x"))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise UsageError(f"input shape {text!r}: write sizes like 1x3x224x224, all at least 1")
-    kind = getattr(torch, dtype or "float32", None)
-    if not isinstance(kind, torch.dtype):
-        raise UsageError(f"input shape {text!r}: torch has no dtype {dtype!r}")
-    try:
-        return torch.rand(shape).to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind)
-    except (RuntimeError, TypeError, ValueError, MemoryError, OverflowError) as error:
-        raise UsageError(f"input shape {text!r}: torch cannot make it ({_first(error)})") from None
+    backend_of(profile.fingerprint)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ every formula in :mod:`latmorph.ops` is therefore written in arithmetic that bot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,11 +152,34 @@ def _freeze(value: Any) -> Any:
 class Step:
     """One operator of a network to be timed, and where it reads each operand that is no parameter.
 
-    A source is a step's index, or -1 for the network's input, and which of that step's outputs is read.
+    A source is a step's index and which of that step's outputs is read; index -1 stands for the network,
+    of whose inputs one is read. ``returned`` are those of the outputs that the network hands out; where no
+    step says so, they are the outputs of the steps of which nothing is read.
     """
 
     spec: OpSpec
     sources: tuple[tuple[int, int], ...]
+    returned: tuple[int, ...] = ()
+
+
+def network_inputs(steps: Iterable[Step]) -> dict[int, TensorSpec]:
+    """Type of each input of the network that a step reads, by its number."""
+    found: dict[int, TensorSpec] = {}
+    for step in steps:
+        activations = (t for t in step.spec.inputs if not t.parameter)
+        for tensor, (source, k) in zip(activations, step.sources, strict=True):
+            if source < 0:
+                found.setdefault(k, tensor)
+    return found
+
+
+def network_outputs(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Step and number of each output that the network hands out (see :class:`Step`)."""
+    returned = [(i, k) for i, step in enumerate(steps) for k in step.returned]
+    if returned:
+        return returned
+    read = {i for step in steps for i, _ in step.sources}
+    return [(i, k) for i, step in enumerate(steps) if i not in read for k in range(len(step.spec.outputs))]
 
 
 def footprint_bytes(specs: Iterable[OpSpec]) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from latmorph.device.eager import CpuEager
 from latmorph.device.simulated import Simulated
 from latmorph.device.timing import StopRule
+from latmorph.latency.model import Trees
 from latmorph.latency.profile import Profile
 from latmorph.latency.profiling import run_profile
 
@@ -38,6 +41,15 @@ def simulated_profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
         rule=StopRule(least=1, most=1),  # without noise a second pass says nothing new
         most_visits=30,
     )
+
+
+@pytest.fixture(scope="session")
+def roofline_profile(simulated_profile: Profile) -> Profile:
+    """The simulated device's profile without its learned residual: the roofline with its blocks alone."""
+    bare = Trees(0, [], [], [], [], [])
+    model = simulated_profile.model
+    families = {name: msgspec.structs.replace(f, trees=bare) for name, f in model.families.items()}
+    return replace(simulated_profile, model=msgspec.structs.replace(model, families=families))
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,10 @@ import torch
 import latmorph.device.registry
 import latmorph.device.timing
 import latmorph.latency.profiling
+import latmorph.morph.focus
 from latmorph.cli import main
 from latmorph.device.simulated import Simulated
+from latmorph.errors import UsageError
 from latmorph.latency.profile import Profile, open_profile
 
 Capture = pytest.CaptureFixture[str]
@@ -194,7 +199,8 @@ def test_predict_as_json_holds_flops_total_interval_and_operators(
     estimate = found["estimate"]
     low, high = estimate["interval_s"]
     assert 0 < low <= estimate["total_s"] <= high
-    assert sum(op["total_s"] for op in estimate["ops"]) == pytest.approx(estimate["total_s"])
+    summed = sum(op["total_s"] for op in estimate["ops"]) + estimate["overhead_s"]
+    assert summed == pytest.approx(estimate["total_s"])
     flops = {op["kind"]: op["flops"] for op in estimate["ops"]}
     assert flops["conv2d"] == 27648
     assert flops["linear"] == 160
@@ -229,10 +235,9 @@ def test_predict_shows_every_operator_only_when_asked(
     )
     argv = ("predict", "latmorph_cli_deep:deep", "--input", "1x4", "--profile", "here")
     short, full = output_of(capsys, *argv), output_of(capsys, *argv, "--all")
-    count = functools.partial(sum, start=0)
-    assert count("linear" in line for line in short.splitlines()) == 20
+    for out, rows in ((short, 20), (full, 25)):
+        assert sum("linear" in line for line in out.split("totals by kind")[0].splitlines()) == rows
     assert "5 others" in short
-    assert count("linear" in line for line in full.splitlines()) == 25
     assert "others" not in full
 
 
@@ -242,6 +247,86 @@ def test_predict_takes_several_inputs_with_their_dtypes(
     argv = ("predict", "latmorph_cli_models:TwoInputs", "--input", "2x5:int64", "--input", "2x4")
     found = strict_json(output_of(capsys, *argv, "--profile", "here", "--json"))
     assert found["flops"] == 2 * (2 * 5) * 6 * 4  # the linear layer, on every token
+
+
+def test_predict_tells_the_totals_by_kind_and_where_the_cliffs_are(
+    capsys: Capture, profiles_folder: Path, models: Path, roofline_profile: Profile
+) -> None:
+    # On the simulated device convolutions run in blocks of 8 output channels.
+    roofline_profile.save(profiles_folder / "formula")
+    (models / "latmorph_cli_wide.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Conv2d(64, 65, 3), nn.ReLU(), nn.Conv2d(65, 8, 3))\n"
+    )
+    argv = ("predict", "latmorph_cli_wide:net", "--input", "1x64x20x20", "--profile", "formula")
+    out = output_of(capsys, *argv)
+    totals, cliffs = out.split("totals by kind")[1].split("cliffs")
+    assert [row.split("│")[2].strip() for row in totals.splitlines() if "conv2d" in row] == ["2"]
+    assert "time by bound" in totals
+    assert "65 -> 64 channels saves" in cliffs
+    found = strict_json(output_of(capsys, *argv, "--json"))
+    (saving,) = (cliff for cliff in found["cliffs"] if cliff["share"] < 0)
+    assert (saving["group"], saving["width"], saving["above"], saving["below"]) == ("0", 65, 65, 64)
+    for op in found["estimate"]["ops"]:
+        low, high = op["interval_s"]
+        assert 0 < low < op["total_s"] < high
+    assert strict_json(output_of(capsys, *argv, "--json", "--cliffs", "0"))["cliffs"] == []
+    assert "--cliffs" in refused(capsys, *argv, "--cliffs", "-1")
+
+
+def test_predict_tells_no_cliffs_of_a_network_that_has_no_price(
+    capsys: Capture, profiles_folder: Path, models: Path
+) -> None:
+    argv = (
+        "predict",
+        "latmorph_cli_models:Fourier",
+        "--input",
+        "2x16",
+        "--profile",
+        "here",
+        "--allow-unknown",
+    )
+    assert strict_json(output_of(capsys, *argv, "--json"))["cliffs"] == []
+
+
+def test_predict_draws_a_picture_when_asked(
+    capsys: Capture, profiles_folder: Path, models: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "time.png"
+    out = output_of(capsys, "predict", *SMALL, "--profile", "here", "--picture", str(path))
+    assert str(path) in out.replace("\n", "")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def program(models: Path, tmp_path: Path) -> Path:
+    """``Small``, exported and saved by torch."""
+    import latmorph_cli_models  # type: ignore[import-not-found]
+
+    path = tmp_path / "small.pt2"
+    exported = torch.export.export(
+        latmorph_cli_models.Small().eval(), (torch.rand(1, 3, 8, 8),), strict=False
+    )
+    torch.export.save(exported, path)
+    return path
+
+
+@pytest.mark.parametrize("shapes", [(), ("--input", "1x3x8x8")])
+def test_predict_of_a_saved_program_is_that_of_its_module(
+    capsys: Capture, profiles_folder: Path, program: Path, shapes: tuple[str, ...]
+) -> None:
+    rest = ("--profile", "here", "--json")
+    saved = strict_json(output_of(capsys, "predict", str(program), *shapes, *rest))
+    module = strict_json(output_of(capsys, "predict", *SMALL, *rest))
+    assert saved["flops"] == SMALL_FLOPS
+    assert saved["estimate"]["total_s"] == pytest.approx(module["estimate"]["total_s"])
+    assert [op["module"] for op in saved["estimate"]["ops"]] == [
+        op["module"] for op in module["estimate"]["ops"]
+    ]
+
+
+def test_measure_runs_a_saved_program(capsys: Capture, profiles_folder: Path, program: Path) -> None:
+    argv = ("measure", str(program), "--profile", "here", "--passes", "3", "--json")
+    assert len(strict_json(output_of(capsys, *argv))["measured"]["samples_s"]) == 3
 
 
 @pytest.mark.parametrize("path", ["latmorph_cli_models:made", "latmorph_cli_models:Group.small"])
@@ -381,6 +466,51 @@ def test_profiles_shows_one_with_its_roofs_and_errors(
     assert found["profile"]["visits"] == 10
 
 
+def test_profiles_shows_the_staircase_of_a_chosen_operator(
+    capsys: Capture, profiles_folder: Path, cpu_profile: Profile
+) -> None:
+    out = output_of(capsys, "profiles", "here", "--operator", "depthwise")
+    assert "depthwise by output width" in out
+    assert "linear by" not in out
+    sweep = next(s for s in cpu_profile.model.roofs.sweeps if s.kind == "depthwise")
+    rows = out.split("depthwise by output width")[1].splitlines()
+    shown = [row.split("│")[1].strip() for row in rows if row.startswith("│")]
+    assert shown == [str(width) for width in sweep.widths]
+    found = strict_json(output_of(capsys, "profiles", "here", "--operator", "linear", "--json"))
+    assert [s["sweep"]["axis"] for s in found["staircases"]] == ["in", "out"]
+    assert all(len(s["predicted_s"]) == len(s["sweep"]["times_s"]) for s in found["staircases"])
+
+
+def test_profiles_draws_the_roofline_and_the_staircases(
+    capsys: Capture, profiles_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    out = output_of(capsys, "profiles", "here", "-o", str(folder))
+    drawn = sorted(path.name for path in folder.iterdir())
+    stairs = ("conv2d-in", "conv2d-out", "depthwise-out", "linear-in", "linear-out")
+    assert drawn == ["roofline.png", *(f"staircase-{name}.png" for name in stairs)]
+    assert all(str(folder / name) in out.replace("\n", "") for name in drawn)
+    output_of(capsys, "profiles", "here", "--operator", "linear", "-o", str(tmp_path / "fewer"))
+    fewer = sorted(path.name for path in (tmp_path / "fewer").iterdir())
+    assert fewer == ["roofline.png", "staircase-linear-in.png", "staircase-linear-out.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("here", "--operator", "relu"), ["'relu'", "conv2d, depthwise, linear"]),
+        (("--operator", "conv2d"), ["--operator", "NAME"]),
+        (("-o", "pictures"), ["--output", "NAME"]),
+        (("no-such-profile",), ["'no-such-profile'"]),
+    ],
+)
+def test_profiles_refuses_what_it_cannot_show(
+    capsys: Capture, profiles_folder: Path, argv: tuple[str, ...], words: list[str]
+) -> None:
+    line = refused(capsys, "profiles", *argv)
+    assert all(word in line for word in words)
+
+
 # profile
 
 
@@ -408,6 +538,142 @@ def test_profile_as_json_says_where_it_is_saved_and_its_header(capsys: Capture, 
     assert found["profile"]["seed"] == 3
     assert found["profile"]["budget_s"] == 1000
     assert open_profile(folder).header.created == found["profile"]["created"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h", 3600), ("0.5H", 1800), ("1000", 1000), ("2.5", 2.5)],
+)
+def test_a_budget_is_written_as_people_do(
+    capsys: Capture, quick_profile: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    given: list[float] = []
+
+    def noted(*_: object, budget_s: float, **__: object) -> None:
+        given.append(budget_s)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(latmorph.latency.profiling, "run_profile", noted)
+    assert "enough" in refused(capsys, "profile", "--device", "cpu", "--budget", text)
+    assert given == [seconds]
+
+
+def test_options_of_the_runtime_are_handed_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def opened(device: str, **settings: object) -> None:
+        given.append((device, settings["runtime"], settings["options"]))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(latmorph.device.registry, "open_backend", opened)
+    argv = ("--runtime", "onnxruntime", "--option", "spinning=on", "--option", "optimisation=basic")
+    assert "enough" in refused(capsys, "profile", "--device", "cpu", *argv)
+    assert given == [("cpu", "onnxruntime", {"spinning": "on", "optimisation": "basic"})]
+
+
+# profile --model
+
+
+FOCUS = ("profile", "--device", "cpu", "--model", "latmorph_cli_models:Small", "--input", "1x3x8x8")
+
+
+@pytest.fixture
+def quick_focus(quick_profile: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``latmorph profile --model`` adds four visits on the simulated device."""
+    only_saved(monkeypatch)
+    run = functools.partial(latmorph.morph.focus.focus, most_visits=4)
+    monkeypatch.setattr(latmorph.morph.focus, "focus", run)
+    return quick_profile
+
+
+def test_profile_of_a_model_adds_to_this_machines_newest_profile_and_leaves_it(
+    capsys: Capture, quick_focus: Path
+) -> None:
+    base = strict_json(output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "--json"))
+    made = strict_json(output_of(capsys, *FOCUS, "--budget", "60s", "--json"))
+    assert made["folder"] == f"{base['folder']}-small"
+    focused, before = open_profile(made["folder"]), open_profile(base["folder"])
+    assert focused.visits[:10] == before.visits
+    assert (focused.header.visits, focused.header.focused_visits, focused.header.budget_s) == (14, 4, 1060)
+    assert before.header.created == base["profile"]["created"]
+    assert sorted(p.name for p in quick_focus.iterdir()) == [before.name, focused.name]
+    # A second model is added to the profile of sampled networks, not to that of the first model.
+    again = strict_json(
+        output_of(capsys, *FOCUS, "--budget", "60s", "-o", str(quick_focus / "again"), "--json")
+    )
+    assert again["profile"]["visits"] == 14
+
+
+def test_profile_of_a_model_adds_to_a_named_profile(
+    capsys: Capture, quick_focus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere"
+    output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "-o", str(folder))
+    out = output_of(capsys, *FOCUS, "--profile", str(folder), "-o", str(tmp_path / "mine"))
+    assert str(tmp_path / "mine") in out.replace("\n", "")
+    assert "4 of them of networks in focus" in out
+    assert open_profile(tmp_path / "mine").header.budget_s == 1120  # two minutes, unless said
+
+
+def test_profile_of_a_model_without_a_profile_measures_sampled_networks_too(
+    capsys: Capture, quick_focus: Path
+) -> None:
+    made = strict_json(output_of(capsys, *FOCUS, "--budget", "1000", "--json"))
+    header = made["profile"]
+    assert header["visits"] == 10
+    assert 0 < header["focused_visits"] < 10
+    assert made["folder"].endswith("-small")
+
+
+def test_an_interrupted_profile_of_a_model_resumes(
+    capsys: Capture, quick_focus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "-o", str(tmp_path / "base"))
+    argv = [*FOCUS, "--profile", str(tmp_path / "base"), "-o", str(tmp_path / "mine")]
+    visit, visited = latmorph.device.timing.visit_network, []
+
+    def until_interrupted(*args: Any, **kwargs: Any) -> Any:
+        if len(visited) == 2:
+            raise KeyboardInterrupt
+        visited.append(args[1:3])
+        return visit(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latmorph.device.timing, "visit_network", until_interrupted)
+        assert main(argv) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+    assert main(argv) == 0
+    assert "resumed after 2 network visits" in capsys.readouterr().err
+    assert open_profile(tmp_path / "mine").header.focused_visits == 4
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_profile_of_something_else_is_not_added_to(
+    capsys: Capture, quick_focus: Path, tmp_path: Path, cpu_profile: Profile
+) -> None:
+    cpu_profile.save(tmp_path / "other")
+    line = refused(capsys, *FOCUS, "--profile", str(tmp_path / "other"))
+    assert "profile here" in line  # as it was called when it was made
+    assert "device cpu, not simulated" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--model", "latmorph_cli_models:Small"), ["--input"]),
+        (("--model", "latmorph_cli_models:Gone", "--input", "1x3"), ["'Gone'"]),
+        (("--model", "gone.pt2"), ["'gone.pt2'", "no such file"]),
+        (("--input", "1x3x8x8"), ["--input", "--model"]),
+        (("--profile", "here"), ["--profile", "--model"]),
+        (("--model", "latmorph_cli_models:Fourier", "--input", "2x16"), ["fft"]),
+    ],
+)
+def test_profile_of_a_model_refuses_bad_input(
+    capsys: Capture, quick_focus: Path, argv: tuple[str, ...], words: list[str]
+) -> None:
+    line = refused(capsys, "profile", "--device", "cpu", *argv)
+    assert all(word in line for word in words)
 
 
 def test_an_interrupted_profile_says_where_it_is_kept_and_the_next_run_resumes(
@@ -652,9 +918,77 @@ BAD_MODELS_AND_INPUTS = {
     "wrong shape": ("latmorph_cli_models:Small", ["1x4x8x8"], ["Small", "(1, 4, 8, 8)"]),
     "wrong dtype": ("latmorph_cli_models:Small", ["1x3x8x8:int64"], ["Small", "(1, 3, 8, 8)", "int64"]),
     "input too many": ("latmorph_cli_models:Small", ["1x3x8x8", "1x4"], ["Small", "2 positional"]),
+    "no input": ("latmorph_cli_models:Small", [], ["'latmorph_cli_models:Small'", "--input"]),
     "input too few": ("latmorph_cli_models:TwoInputs", ["2x5:int64"], ["TwoInputs", "1 positional"]),
     "data-dependent": ("latmorph_cli_models:Branching", ["1x4"], ["Branching", "control flow"]),
 }
+
+
+@pytest.mark.parametrize("command", ["predict", "measure"])
+def test_a_truncated_program_is_refused(
+    capsys: Capture, profiles_folder: Path, program: Path, command: str
+) -> None:
+    program.write_bytes(program.read_bytes()[:3000])
+    line = refused(capsys, command, str(program), "--profile", "here")
+    assert "archive" in line
+    assert "small.pt2" in line
+
+
+def test_a_program_of_other_shapes_is_refused(capsys: Capture, profiles_folder: Path, program: Path) -> None:
+    line = refused(capsys, "predict", str(program), "--input", "2x3x8x8", "--profile", "here")
+    assert "1x3x8x8" in line
+    assert "--input" in line
+
+
+def edited(program: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Write the archive anew, every file in it as ``change`` makes it."""
+    with zipfile.ZipFile(program) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, change(name, data))
+
+
+class RunsCode:
+    """What a pickle does when it is loaded: here, make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("part", ["/sample_inputs/", "weights_config.json"])
+def test_a_program_that_would_run_code_is_refused_unrun(
+    capsys: Capture, profiles_folder: Path, program: Path, tmp_path: Path, part: str
+) -> None:
+    ran = tmp_path / "ran"
+    data = io.BytesIO()
+    torch.save(RunsCode(ran), data)
+
+    def change(name: str, old: bytes) -> bytes:
+        if part not in name and not (part.endswith(".json") and name.endswith("/weight_0")):
+            return old
+        return (
+            old.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+            if ".json" in name
+            else data.getvalue()
+        )
+
+    edited(program, change)
+    line = refused(capsys, "predict", str(program), "--profile", "here")
+    assert "pickled" in line
+    assert not ran.exists()
+    # The same file does run code in torch itself: so the test would see it.
+    with contextlib.suppress(Exception):
+        torch.export.load(str(program))
+    assert ran.exists()
+
+
+def test_a_file_that_is_not_there_is_refused(capsys: Capture, profiles_folder: Path) -> None:
+    for name in ("gone.pt2", "gone.onnx"):
+        assert f"'{name}'" in refused(capsys, "predict", name, "--profile", "here")
 
 
 @pytest.mark.parametrize("command", ["predict", "measure"])
@@ -705,6 +1039,13 @@ BAD_SETTINGS = {
     "no budget": (["--device", "cpu", "--budget", "0"], ["--budget", "0"]),
     "budget no number": (["--device", "cpu", "--budget", "nan"], ["--budget", "nan"]),
     "budget without end": (["--device", "cpu", "--budget", "inf"], ["--budget", "inf"]),
+    "budget of a day": (["--device", "cpu", "--budget", "1d"], ["--budget", "'1d'", "90s"]),
+    "budget of a unit": (["--device", "cpu", "--budget", "m"], ["--budget", "'m'"]),
+    "budget empty": (["--device", "cpu", "--budget", ""], ["--budget", "''"]),
+    "budget infinite minutes": (["--device", "cpu", "--budget", "infm"], ["--budget", "'infm'"]),
+    "option without a value": (["--device", "cpu", "--option", "spinning"], ["--option", "'spinning'"]),
+    "option of no name": (["--device", "cpu", "--option", "=on"], ["--option", "'=on'"]),
+    "option that eager lacks": (["--device", "cpu", "--option", "spinning=on"], ["eager", "spinning"]),
 }
 
 

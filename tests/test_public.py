@@ -15,7 +15,7 @@ import pytest
 import latmorph as lm
 from latmorph.cli import main
 
-HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "onnx", "msgspec", "rich")
+HEAVY = ("torch", "numpy", "scipy", "lightgbm", "matplotlib", "onnx", "msgspec", "rich")
 
 
 def names_under_type_checking() -> dict[str, str]:

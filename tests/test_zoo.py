@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,25 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import latmorph as lm
 from oracle import largest_difference, masked_twin, random_kept, randomise
+from tools.zoo import import_torchvision
 
 pytestmark = pytest.mark.zoo
-
-_KEPT_ALIVE: list[Any] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
 def torchvision_beside_a_cpu_torch() -> None:
-    """Define the operators that torchvision's import expects of its compiled half, where that is missing."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.startswith("torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT_ALIVE.append(library)
-        importlib.import_module("torchvision")
+    import_torchvision()
 
 
 def torchvision(name: str, **settings: Any) -> Callable[[], nn.Module]:

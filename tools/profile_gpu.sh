@@ -10,4 +10,6 @@ from latmorph.device.registry import open_backend
 print("profiles/" + open_backend("cuda").fingerprint().slug)')
 "$python" -m latmorph.cli profile --device cuda --output "$folder"
 "$python" -m latmorph.cli demo --device cuda --output out/demo-cuda
-"$python" -m tools.accuracy --device cuda --profile "$folder" --batch 1 32
+for batch in 1 32; do
+  "$python" -m tools.accuracy --set zoo --device cuda --profile "$folder" --batch "$batch"
+done

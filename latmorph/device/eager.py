@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from latmorph import ops
-from latmorph.device.backend import Backend, Session
+from latmorph.device.backend import Backend, Session, StepSession, keep_freed_memory
 from latmorph.device.fingerprint import Fingerprint, cpu_caches, cpu_cores, cpu_features, cpu_name
 from latmorph.errors import DeviceError
-from latmorph.opspec import OpSpec, Step, TensorSpec
+from latmorph.opspec import OpSpec, Step, TensorSpec, network_inputs
+from latmorph.values import input_values, parameter_values
 
 Call = Callable[..., Any]
 
@@ -29,22 +30,18 @@ class _Program:
         self.sources = [s.sources for s in steps]
         last = {source: i for i, s in enumerate(steps) for source, _ in s.sources}
         self.freed = [[v for v, when in last.items() if when == i and v >= 0] for i in range(len(steps))]
-        first = next(
-            tensor
-            for s in steps
-            for tensor, (source, _) in zip(
-                (t for t in s.spec.inputs if not t.parameter), s.sources, strict=True
-            )
-            if source == -1
-        )
-        self.input = torch.rand(first.shape, device=device).to(getattr(torch, first.dtype))
+        self.inputs = {k: self._tensor(t, input_values(t)) for k, t in network_inputs(steps).items()}
 
     def _parameter(self, spec: TensorSpec) -> torch.Tensor:
-        # Weights that average keep activations near one: no infinities, no denormal numbers. They are
-        # written, because untouched pages all map to one page of zeros, which never leaves the cache.
-        fan_in = ops.prod(spec.shape[1:]) if len(spec.shape) > 1 else 1
-        value = 0.0 if spec.name in ("bias", "running_mean") else 1.0 / fan_in
-        return torch.full(spec.shape, value, dtype=getattr(torch, spec.dtype), device=self.device)
+        return self._tensor(spec, parameter_values(spec))
+
+    def _tensor(self, spec: TensorSpec, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, getattr(torch, spec.dtype))
+
+    def warm_inputs(self) -> None:
+        """Bring the inputs into the caches, as whoever made them has."""
+        for x in self.inputs.values():
+            x.sum()
 
     def specs(self) -> tuple[OpSpec, ...]:
         """The operators with the layouts that their operands have in a pass."""
@@ -58,7 +55,7 @@ class _Program:
 
     def run(self, before: Call | None = None, after: Call | None = None) -> None:
         """One pass; ``before(i, inputs)`` and ``after(i)`` are called right before and after each step."""
-        values: dict[int, Any] = {-1: (self.input,)}
+        values: dict[int, Any] = {-1: self.inputs}
         for i, call in enumerate(self.calls):
             inputs = [values[s][k] for s, k in self.sources[i]]
             if before is not None:
@@ -72,10 +69,11 @@ class _Program:
                 del values[dead]
 
 
-class _EagerSession(Session):
+class _EagerSession(StepSession):
     """What sessions on the CPU and on a GPU share."""
 
     def __init__(self, steps: Sequence[Step], device: str, scratch: torch.Tensor) -> None:
+        super().__init__()
         self.program = _Program(steps, device)
         self.count = len(steps)
         self.scratch = scratch
@@ -83,10 +81,16 @@ class _EagerSession(Session):
     def specs(self) -> tuple[OpSpec, ...]:
         return self.program.specs()
 
+    def disturb(self) -> None:
+        """Leave the caches as the rest of a larger network would before the pass."""
+        if len(self.scratch):
+            self.scratch.zero_()
+            self.program.warm_inputs()
+
 
 class _CpuSession(_EagerSession):
-    def time_steps(self) -> list[float]:
-        self.scratch.zero_()
+    def clock_steps(self) -> list[float]:
+        self.disturb()
         starts, ends = [0] * self.count, [0] * self.count
         clock = time.perf_counter_ns
 
@@ -100,7 +104,7 @@ class _CpuSession(_EagerSession):
         return [(b - a) * 1e-9 for a, b in zip(starts, ends, strict=True)]
 
     def time_whole(self) -> float:
-        self.scratch.zero_()
+        self.disturb()
         start = time.perf_counter_ns()
         self.program.run()
         return (time.perf_counter_ns() - start) * 1e-9
@@ -152,22 +156,6 @@ class _Eager(Backend):
         # The first run finds the caches as the last network left them; the yardstick must not know it.
         self._reference()
         return self.time_call(self._reference)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc's allocator, for the rest of the process, to reuse what is freed. Elsewhere nothing.
-
-    By default glibc hands freed blocks back to the system, above a threshold that depends on what the
-    process happened to free before; they come back through page faults. MobileNetV2 took 14.8 or 20.6 ms
-    by that alone. Servers keep memory (or use an allocator that does), and so do profiles and measurements.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc accepts; larger blocks always fault
-        mallopt(trim_threshold, 2**30)
 
 
 class CpuEager(_Eager):
@@ -227,14 +215,14 @@ class _CudaSession(_EagerSession):
         event = backend.cuda.Event
         self.events = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(len(steps))]
 
-    def time_steps(self) -> list[float]:
-        self.scratch.zero_()
+    def clock_steps(self) -> list[float]:
+        self.disturb()
         self.program.run(lambda i, inputs: self.events[i][0].record(), lambda i: self.events[i][1].record())
         self.backend.cuda.synchronize()
         return [a.elapsed_time(b) * 1e-3 for a, b in self.events]
 
     def time_whole(self) -> float:
-        self.scratch.zero_()
+        self.disturb()
         return self.backend.time_call(self.program.run)
 
 

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import msgspec
 
+USUAL = {"optimisation": "all", "provider": "CPUExecutionProvider", "spinning": "off"}
+"""The options of a runtime that go without saying in a name."""
 
-class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A device, a runtime, a dtype and a number of threads: what a latency depends on.
 
-    ``caches_bytes`` holds the sizes of the data caches that one core sees, from level 1 up.
+    ``caches_bytes`` holds the sizes of the data caches that one core sees, from level 1 up; ``options`` what
+    else the runtime was told, by name.
     """
 
     device: str
@@ -26,6 +30,7 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     threads: int
     system: str
+    options: tuple[tuple[str, str], ...] = ()
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What differs from ``other``, in words; empty when timings carry over."""
@@ -44,17 +49,22 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ours, theirs = getattr(self, field), getattr(other, field)
             if ours != theirs:
                 found.append(f"{text} {_show(ours)}, not {_show(theirs)}")
+        given, here = dict(self.options), dict(other.options)
+        for key in sorted(given.keys() | here.keys()):
+            if given.get(key) != here.get(key):
+                found.append(f"{key} {given.get(key, 'unset')}, not {here.get(key, 'unset')}")
         return found
 
     @property
     def slug(self) -> str:
-        """A name for files: processor, runtime, dtype, threads."""
+        """A name for files: processor, runtime, dtype, threads, and options that are not the usual ones."""
         words = re.sub(r"\(r\)|\(tm\)|processor|cpu|@.*$", " ", self.name.lower())
         if not re.search(r"\d", words):  # a cloud's nameless processor: its vector width tells more
             words += " " + next((f for f in ("amx", "avx512", "avx2") if f in self.features), "")
         base = re.sub(r"[^a-z0-9]+", "-", f"{self.device} {words}").strip("-")
         threads = f"-{self.threads}t" if self.device == "cpu" else ""
-        return f"{base}-{self.runtime}-{self.dtype}{threads}"
+        unusual = "".join(f"-{key}-{value}" for key, value in self.options if USUAL.get(key) != value)
+        return f"{base}-{self.runtime}-{self.dtype}{threads}{unusual.lower()}"
 
 
 def _show(value: object) -> str:

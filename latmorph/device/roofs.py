@@ -5,12 +5,32 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from latmorph.device.backend import Backend
+from latmorph.device.backend import Backend, Session
 from latmorph.device.sampling import NetworkBuilder, width_sweep
 from latmorph.opspec import Step
 
 BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 """Block sizes that are looked for."""
+
+SWEEPS = (("conv2d", "in"), ("conv2d", "out"), ("depthwise", "out"), ("linear", "in"), ("linear", "out"))
+"""Kinds and axes whose widths are swept; a depthwise convolution's input is as wide as its output."""
+
+
+class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Smallest seconds of one operator, alone and again and again, by the width of one of its axes.
+
+    ``kind`` and ``axis`` are those of :func:`latmorph.device.sampling.width_sweep`.
+    """
+
+    kind: str
+    axis: str
+    widths: tuple[int, ...]
+    times_s: tuple[float, ...]
+
+    @property
+    def block(self) -> int:
+        """The block to which the kernel rounds the axis up (see :func:`best_block`); 1 if none shows."""
+        return best_block(np.array(self.widths), np.array(self.times_s))
 
 
 class Roofs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,13 +38,14 @@ class Roofs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``bandwidth`` pairs a working set in bytes with the bandwidth in bytes/s at that size, rising in
     size and never rising in bandwidth; ``blocks`` maps ``conv2d``, ``depthwise`` and ``linear`` to the
-    input and output blocks to which kernels round channel counts up.
+    input and output blocks to which kernels round channel counts up, ``sweeps`` what they were found in.
     """
 
     peak_flops_per_s: float
     bandwidth: tuple[tuple[float, float], ...]
     overhead_s: float
     blocks: dict[str, tuple[int, int]]
+    sweeps: tuple[Sweep, ...] = ()
 
     def bandwidth_at(self, working_set: np.ndarray) -> np.ndarray:
         """Bandwidth in bytes/s for working sets in bytes, by log-linear interpolation."""
@@ -54,34 +75,24 @@ def measure_roofs(backend: Backend, *, dtype: str = "float32", passes: int = 12)
         bandwidth.append((float(steps[0].spec.out.bytes), moved / time_s))
     # A larger working set is never faster; what looks so is the overhead's share of a small one.
     rates = np.maximum.accumulate([rate for _, rate in bandwidth[::-1]])[::-1]
-    blocks = {
-        kind: (
-            1 if kind == "depthwise" else find_block(backend, kind, "in", dtype),
-            find_block(backend, kind, "out", dtype),
-        )
-        for kind in ("conv2d", "depthwise", "linear")
-    }
+    sweeps = tuple(measure_sweep(backend, kind, axis, dtype) for kind, axis in SWEEPS)
+    found = {(sweep.kind, sweep.axis): sweep.block for sweep in sweeps}
+    blocks = {kind: (found.get((kind, "in"), 1), found[kind, "out"]) for kind, _ in found}
     pairs = tuple((size, float(rate)) for (size, _), rate in zip(bandwidth, rates, strict=True))
-    return Roofs(peak, pairs, tiny, blocks)
+    return Roofs(peak, pairs, tiny, blocks, sweeps)
 
 
-def find_block(backend: Backend, kind: str, axis: str, dtype: str = "float32") -> int:
-    """The block to which a kernel rounds an axis up, from times on both sides of block edges.
-
-    See :func:`best_block`. A device whose time is smooth in the width gives 1.
-    """
+def measure_sweep(backend: Backend, kind: str, axis: str, dtype: str = "float32") -> Sweep:
+    """Times on both sides of block edges."""
     widths = [*range(30, 69), *range(94, 99), *range(126, 132)]
     networks = width_sweep(kind, axis, widths, dtype)
     order = np.random.default_rng(0).permutation(len(widths))
-    times = np.full(len(widths), np.inf)
     sessions = [backend.load(steps) for steps in networks]
-    for session in sessions:
-        session.time_steps()
     # Smallest of many, in turns: a spell that comes or goes amid the turns leaves calm ones of every width.
-    for _ in range(12):
+    for _ in range(13):
         for k in order:
-            times[k] = min(times[k], sessions[k].time_steps()[0])
-    return best_block(np.array(widths), times)
+            sessions[k].time_steps()
+    return Sweep(kind, axis, tuple(widths), tuple(_calm(session) for session in sessions))
 
 
 def best_block(widths: np.ndarray, times: np.ndarray) -> int:
@@ -89,7 +100,8 @@ def best_block(widths: np.ndarray, times: np.ndarray) -> int:
 
     For every candidate, time is fitted as a constant, a slope in the width (what grows smoothly) and
     a slope in the width rounded up to the block. The block is the smallest whose mean absolute error is
-    within a fifth of the best: a step has to show, and more than once, before it is believed.
+    within a fifth of the best: a step has to show, and more than once, before it is believed. Widths that
+    show no three steps of any block give 1.
     """
     errors = {}
     for block in BLOCKS:
@@ -99,8 +111,8 @@ def best_block(widths: np.ndarray, times: np.ndarray) -> int:
         design = np.stack([np.ones(len(widths)), widths, padded], axis=1)
         coefficients = np.linalg.lstsq(design, times, rcond=None)[0]
         errors[block] = float(np.mean(np.abs(design @ coefficients - times)))
-    limit = max(1.2 * min(errors.values()), 2e-3 * float(np.mean(times)))
-    return min(block for block, error in errors.items() if error <= limit)
+    limit = max(1.2 * min(errors.values(), default=0.0), 2e-3 * float(np.mean(times)))
+    return min((block for block, error in errors.items() if error <= limit), default=1)
 
 
 def _inplace(shape: tuple[int, ...], dtype: str) -> list[Step]:
@@ -111,5 +123,12 @@ def _inplace(shape: tuple[int, ...], dtype: str) -> list[Step]:
 
 def _smallest(backend: Backend, steps: list[Step], passes: int) -> float:
     session = backend.load(steps)
-    session.time_steps()
-    return min(session.time_steps()[0] for _ in range(passes))
+    for _ in range(passes + 1):
+        session.time_steps()
+    return _calm(session)
+
+
+def _calm(session: Session) -> float:
+    """Smallest time of a network of one step; the first pass, which finds cold caches, does not count."""
+    _, passes = session.finish()
+    return min(sum(operators) for operators in passes[1:])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latmorph import ops
-from latmorph.device.backend import Backend, Session
+from latmorph.device.backend import Backend, Session, StepSession
 from latmorph.device.fingerprint import Fingerprint
 from latmorph.opspec import OpSpec, Step
 
@@ -71,8 +71,9 @@ class Simulated(Backend):
         return [float(slow * np.exp(abs(random.normal(0.0, self.noise)))) for _ in range(count)]
 
 
-class _SimulatedSession(Session):
+class _SimulatedSession(StepSession):
     def __init__(self, device: Simulated, steps: Sequence[Step]) -> None:
+        super().__init__()
         self.device = device
         self.steps = steps
         self.times = [device.true_time_s(s.spec) for s in steps]
@@ -80,7 +81,7 @@ class _SimulatedSession(Session):
     def specs(self) -> tuple[OpSpec, ...]:
         return tuple(s.spec for s in self.steps)
 
-    def time_steps(self) -> list[float]:
+    def clock_steps(self) -> list[float]:
         noise = self.device._noise(len(self.times))
         return [t * n for t, n in zip(self.times, noise, strict=True)]
 

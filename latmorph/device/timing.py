@@ -1,8 +1,9 @@
-"""Timing on a noisy machine: interleaved with a reference operator, in random order, minima of several.
+"""Timing on a noisy machine: beside a reference operator, in random order, the calmer half.
 
 A neighbour can slow the machine by half for seconds. So every sample is taken beside samples of one
-fixed reference operator, networks are visited in random order and more than once, and a time is
-the smallest of its samples over the smallest of the reference's beside them. Raw samples are kept.
+fixed reference operator, networks are visited in random order, and a time is that of the smaller half of
+its samples over that of the reference's beside them. Many networks once tell a model more than few networks
+often: what one finds in its place in memory is part of the noise. Raw samples are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,9 +32,9 @@ class StopRule:
     """
 
     spread: float = 0.02
-    least: int = 5
-    most: int = 12
-    seconds: float = 0.5
+    least: int = 4
+    most: int = 10
+    seconds: float = 0.4
 
     def enough(self, totals: Sequence[float], spent_s: float) -> bool:
         """Whether to stop after these totals, in units of the reference."""
@@ -64,8 +65,17 @@ class Visit:
 
     @property
     def reference_s(self) -> float:
-        """The reference operator's smallest time in this visit."""
-        return min(self.references_s)
+        """The reference operator's time in this visit, in seconds."""
+        return calm_s(self.references_s)
+
+
+def calm_s(samples: Sequence[float]) -> float:
+    """The time behind noisy samples, in seconds: the mean of the smaller half of them.
+
+    Neighbours only ever add. Unlike the smallest sample, this does not fall with the number of samples, and
+    a mean sees below what a clock resolves.
+    """
+    return float(np.mean(np.sort(samples)[: (len(samples) + 1) // 2]))
 
 
 def visit_network(
@@ -76,41 +86,68 @@ def visit_network(
     scratch_bytes: int,
     rule: StopRule,
 ) -> Visit:
-    """Load a network, warm it, and time its steps and its whole until ``rule`` is content."""
+    """Load a network, warm it, and time its steps until ``rule`` is content, then its whole, four times.
+
+    Passes of one kind stand in a row, since a runtime may hold the network twice, once with clocks in it:
+    each finds the caches as the last pass of its kind left them.
+    """
     session = backend.load(steps, scratch_bytes)
-    specs = session.specs()
-    session.time_whole()
+    session.time_steps()
     references = [backend.reference()]
-    steps_s: list[list[float]] = []
-    whole_s: list[float] = []
     totals: list[float] = []
     start = time.perf_counter()
-    while True:
-        steps_s.append(session.time_steps())
+    while not totals or not rule.enough(totals, time.perf_counter() - start):
+        steps_s = session.time_steps()
         references.append(backend.reference())
-        totals.append(sum(steps_s[-1]) / min(references[-2:]))
-        if len(steps_s) % 2:
-            whole_s.append(session.time_whole())
-            references.append(backend.reference())
-        if rule.enough(totals, time.perf_counter() - start):
-            break
+        totals.append(steps_s / min(references[-2:]))
+    session.time_whole()
+    whole_s = []
+    for _ in range(4):
+        whole_s.append(session.time_whole())
+        references.append(backend.reference())
+    specs, passes = session.finish()
     return Visit(
         network,
         visit,
         footprint_bytes(specs) + scratch_bytes,
         specs,
-        tuple(tuple(pass_[i] for pass_ in steps_s) for i in range(len(steps))),
+        tuple(zip(*passes[1:], strict=True)),
         tuple(whole_s),
         tuple(references),
     )
 
 
+class Schedule(Protocol):
+    """Which networks a run visits, in which order: pairs of a network's number and of its visit's."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]: ...
+
+    def steps(self, network: int) -> tuple[Step, ...]:
+        """The steps of a network."""
+        ...
+
+    def scratch_bytes(self, network: int) -> int:
+        """Memory to write before each of its passes."""
+        ...
+
+
+CHOSEN = 10**6
+"""Sampled networks that were chosen, not drawn blindly, are numbered from here up."""
+
+
+def shuffled(networks: Sequence[int], seed: tuple[int, ...], visits: int = 1) -> Iterator[tuple[int, int]]:
+    """Some networks, in random order, each visited so often."""
+    jobs = [(n, v) for v in range(visits) for n in networks]
+    yield from (jobs[k] for k in np.random.default_rng(seed).permutation(len(jobs)))
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Which networks a profiling run visits: in random order, everything twice, round by round.
+    """Which networks a profiling run can visit, by number.
 
-    Sampled networks are numbered from 0 up by their seeds. Those of ``focus``, which are taken as given
-    and make up half of each round while they last, are numbered from -1 down.
+    Sampled networks are numbered from 0 up by their seeds (and again from :data:`CHOSEN` up). Those of
+    ``focus``, which are taken as given, are numbered from -1 down. Iterated, it visits sampled networks in
+    turn, round by round, and as many of focus while they last.
     """
 
     seed: int = 0
@@ -118,23 +155,23 @@ class Plan:
     dtype: str = "float32"
     focus: tuple[tuple[Step, ...], ...] = ()
     round_size: int = 24
-    visits: int = 2
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first = 0
         while True:
-            here = range(first, first + self.round_size)
-            networks = [*here, *(-1 - i for i in here if i < len(self.focus))]
-            jobs = [(n, v) for v in range(self.visits) for n in networks]
-            order = np.random.default_rng((self.seed, first)).permutation(len(jobs))
-            yield from (jobs[k] for k in order)
+            drawn = range(first, first + self.round_size)
+            yield from shuffled([*drawn, *self.focus_round(first)], (self.seed, first))
             first += self.round_size
+
+    def focus_round(self, first: int) -> list[int]:
+        """The networks of focus that go with a round that begins at a number."""
+        return [-1 - i for i in range(first, first + self.round_size) if i < len(self.focus)]
 
     def steps(self, network: int) -> tuple[Step, ...]:
         """The steps of a network of the plan."""
         if network < 0:
             return self.focus[-1 - network]
-        seed = self.seed * 1_000_003 + network
+        seed = self.seed * 1_000_003 + network % CHOSEN
         return sample_network(seed, largest_flops=self.largest_flops, dtype=self.dtype)
 
     def scratch_bytes(self, network: int) -> int:
@@ -144,7 +181,7 @@ class Plan:
         """
         if network < 0:
             return 0
-        random = np.random.default_rng((self.seed, network, 1))
+        random = np.random.default_rng((self.seed, network % CHOSEN, 1))
         return 0 if random.random() < 0.2 else int(2 ** random.uniform(20, 27))
 
 
@@ -240,7 +277,7 @@ def _parse(line: str) -> Any:
 
 def collect(
     backend: Backend,
-    plan: Plan,
+    plan: Schedule,
     journal: Journal,
     budget_s: float,
     *,
@@ -250,8 +287,7 @@ def collect(
 ) -> list[Visit]:
     """Visit the plan's networks until the budget is spent, what the journal holds counted in.
 
-    A visit in a bad spell (its reference above 1.25 times the calm one) is taken again at once, up to
-    three times, and the calmest kept. ``most_visits`` bounds the number of visits, for tests.
+    ``most_visits`` bounds the number of visits, for tests.
     """
     rule = StopRule() if rule is None else rule
     done = {(v.network, v.visit) for v in journal.visits}
@@ -266,11 +302,6 @@ def collect(
         began = time.perf_counter()
         steps, scratch = plan.steps(network), plan.scratch_bytes(network)
         taken = visit_network(backend, network, visit, steps, scratch, rule)
-        for _ in range(2):
-            if taken.reference_s <= 1.25 * calm_reference_s([*journal.visits, taken]):
-                break
-            again = visit_network(backend, network, visit, steps, scratch, rule)
-            taken = min(taken, again, key=lambda v: v.reference_s)
         journal.add(taken, time.perf_counter() - began)
         if progress is not None:
             progress(min(1.0, spent / budget_s), f"{len(journal.visits)} network visits")
@@ -284,33 +315,50 @@ def calm_reference_s(visits: Sequence[Visit]) -> float:
 
 @dataclass(frozen=True)
 class Observation:
-    """One operator's calm time, in seconds, from all visits of its network."""
+    """One operator's time in seconds, in units of the calm reference, and the spell that it was taken in.
+
+    ``spell`` is the log of the reference's time over its calm time: above zero, neighbours slowed the
+    machine. What they slow more than the reference still shows in ``time_s``.
+    """
 
     network: int
     position: int
     footprint_bytes: int
     spec: OpSpec
     time_s: float
+    spell: float = 0.0
 
 
-def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, float]]:
-    """Calm times of every operator and, by network, of whole passes, in seconds.
+@dataclass(frozen=True)
+class Whole:
+    """A network's whole pass: seconds in units of the calm reference, and the spell."""
 
-    In each visit, the smallest time over the smallest reference; over visits, the smaller; times
-    the calm reference.
+    time_s: float
+    spell: float
+
+
+def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, Whole]]:
+    """Times of every operator and, by network, of whole passes.
+
+    In each visit, the time over the reference's (see :func:`calm_s`); over visits, the smaller; times the
+    calm reference.
     """
+    if not visits:
+        return [], {}
     calm = calm_reference_s(visits)
     best: dict[tuple[int, int], Observation] = {}
-    whole: dict[int, float] = {}
+    whole: dict[int, Whole] = {}
     for visit in visits:
         scale = calm / visit.reference_s
+        spell = -float(np.log(scale))
         for position, (spec, times) in enumerate(zip(visit.specs, visit.times_s, strict=True)):
             key = (visit.network, position)
-            value = min(times) * scale
+            value = calm_s(times) * scale
             if key not in best or value < best[key].time_s:
-                best[key] = Observation(*key, visit.footprint_bytes, spec, value)
-        value = min(visit.whole_s) * scale
-        whole[visit.network] = min(value, whole.get(visit.network, value))
+                best[key] = Observation(*key, visit.footprint_bytes, spec, value, spell)
+        taken = Whole(calm_s(visit.whole_s) * scale, spell)
+        before = whole.get(visit.network, taken)
+        whole[visit.network] = min(taken, before, key=lambda w: w.time_s)
     return list(best.values()), whole
 
 
@@ -318,8 +366,8 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
 class Timing:
     """Interleaved samples of one callable.
 
-    ``time_s`` is its calm time in seconds: the smallest sample over the smallest reference, times the
-    calm reference that was given (or the smallest one seen). ``median_s`` and ``spread`` (half the
+    ``time_s`` is its calm time in seconds (see :func:`calm_s`): over the reference's, times the calm
+    reference that was given (or the smallest one seen). ``median_s`` and ``spread`` (half the
     interquartile range over the median) are of the raw samples.
     """
 
@@ -364,12 +412,12 @@ def time_calls(
             first = backend.reference()
             samples[name].append(backend.time_call(calls[name]))
             beside[name].append(min(first, backend.reference()))
-    calm = min(min(b) for b in beside.values()) if reference_s is None else reference_s
+    calm = min(calm_s(b) for b in beside.values()) if reference_s is None else reference_s
     return {
         name: Timing(
             tuple(samples[name]),
             tuple(beside[name]),
-            min(samples[name]) / min(beside[name]) * calm,
+            calm_s(samples[name]) / calm_s(beside[name]) * calm,
         )
         for name in names
     }

@@ -8,7 +8,9 @@ import io
 import logging
 import operator
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,19 +19,31 @@ from latmorph import ops
 from latmorph.errors import CaptureError, UnknownOperatorError
 from latmorph.graph.channels import find_groups
 from latmorph.graph.graph import Graph, Node, Tensor
+from latmorph.graph.onnx import read_onnx
 from latmorph.opspec import OpSpec, TensorSpec
 
 
-def capture(model: torch.nn.Module, inputs: Sequence[Any], *, allow_unknown: bool = False) -> Graph:
+def capture(
+    model: torch.nn.Module | torch.export.ExportedProgram | str | Path,
+    inputs: Sequence[Any] = (),
+    *,
+    allow_unknown: bool = False,
+) -> Graph:
     """The model's operators, as one forward pass in eval mode runs them, and its channel groups.
 
     ``inputs`` are the positional arguments of ``model.forward``. The model is left as it was: mode,
-    parameters, buffers, gradients and the random state.
+    parameters, buffers, gradients and the random state. An ExportedProgram is read as it is, at the shapes
+    that it was exported for. The path of an .onnx file stands for the model in it; there ``inputs`` are
+    needed only for sizes that the file leaves open, and shapes do as well as tensors.
 
-    Raises CaptureError when ``model`` is no module, when it rejects ``inputs``, or when its control
+    Raises CaptureError when ``model`` is no module or no sound file, when it rejects ``inputs``, or when its control
     flow depends on data; UnknownOperatorError when an operator has no handler, unless
     ``allow_unknown``, which freezes that operator's channels and leaves it without a price.
     """
+    if isinstance(model, torch.export.ExportedProgram):
+        return _Reader(model).graph(allow_unknown)
+    if isinstance(model, str | Path):
+        return read_onnx(Path(model), inputs, allow_unknown=allow_unknown)
     if not isinstance(model, torch.nn.Module):
         raise CaptureError(
             f"model must be a torch.nn.Module, got {type(model).__name__}; "
@@ -78,7 +92,9 @@ def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exp
     level = log.level
     log.setLevel(logging.ERROR)  # torch tells a failure at length on stderr; we tell it in one line
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            # Recurrent layers keep lists of their weights, which torch puts back itself.
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
             exported = torch.export.export(model, inputs, strict=False)
         sys.stderr.write(said.getvalue())
         return exported
@@ -132,23 +148,56 @@ class _Reader:
                         inputs.append(self.values[node])
                     elif node.name in names:
                         self.parameters.add(node)
-            elif node.op == "call_function" and node.target is operator.getitem:
-                source = self.values.get(node.args[0])
-                self.values[node] = source[node.args[1]] if isinstance(source, tuple) else source
-            elif node.op == "call_function":
-                self._operator(node)
-            elif node.op == "get_attr":
-                value = node.meta.get("val")
-                if isinstance(value, torch.Tensor):
-                    self.values[node] = self._tensor(value)
             elif node.op == "output":
                 outputs = [t for arg in _nodes(node.args) for t in _ids(self.values.get(arg))]
+            else:
+                self._node(node, self.exported.graph_module)
         if self.unknown and not allow_unknown:
             raise UnknownOperatorError(self.unknown)
         groups, axes = find_groups(self.nodes, self.tensors, inputs, outputs)
         return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), groups, axes)
 
+    def _node(self, node: torch.fx.Node, owner: torch.nn.Module) -> None:
+        """Read a node that is neither input nor output of the graph that ``owner`` holds."""
+        if node.op == "get_attr":
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                self.values[node] = self._tensor(value)
+        elif node.target is operator.getitem:
+            source = self.values.get(node.args[0])
+            self.values[node] = source[int(str(node.args[1]))] if isinstance(source, tuple) else source
+        elif str(node.target) in ("wrap_with_autocast", "wrap_with_set_grad_enabled"):
+            self._body(node, owner)
+        else:
+            self._operator(node)
+
+    def _body(self, node: torch.fx.Node, owner: torch.nn.Module) -> None:
+        """Read the graph that a node runs under another mode as if it stood in the node's place."""
+        at, name = next(
+            (i, str(a.target))
+            for i, a in enumerate(node.args)
+            if isinstance(a, torch.fx.Node) and a.op == "get_attr" and hasattr(owner, str(a.target))
+        )
+        body = getattr(owner, name)
+        given = iter(node.args[at + 1 :])
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                argument = next(given)
+                self.values[inner] = self.values.get(argument)
+                if argument in self.parameters:
+                    self.parameters.add(inner)
+            elif inner.op == "output":
+                self.values[node] = tuple(self.values.get(n) for n in _nodes(inner.args))
+            else:
+                self._node(inner, body)
+
     def _tensor(self, value: torch.Tensor, parameter: str | None = None, trainable: bool = False) -> int:
+        symbols = [getattr(size, "node", None) for size in value.shape]
+        if any(s is not None and s.maybe_as_int() is None for s in symbols):
+            raise CaptureError(
+                f"a tensor's size depends on the values of another, shape {tuple(value.shape)}: the network "
+                "has no fixed list of operators; capture the part of it that has"
+            )
         shape = tuple(int(s) for s in value.shape)
         dtype = str(value.dtype).removeprefix("torch.")
         self.tensors.append(Tensor(shape, dtype, parameter, trainable))
@@ -204,6 +253,8 @@ class _Reader:
             found = [t for n in _nodes(value) for t in _ids(self.values.get(n))]
             if found:
                 inputs += [(argument.name, t) for t in found]
+                if isinstance(value, list | tuple) and None in value:  # which places of the list are taken
+                    attrs.append((argument.name, tuple(v is not None for v in value)))
             elif value is not None and not isinstance(value, torch.fx.Node):
                 attrs.append((argument.name, _plain(value)))
         return (name if namespace == "aten" else f"{namespace}.{name}"), inputs, tuple(attrs)
@@ -231,11 +282,11 @@ def _copies(name: str, source: torch.Tensor, out: torch.Tensor) -> bool:
     """Whether a layout operator writes new memory."""
     if name in ("clone", "lift_fresh_copy"):
         return True
-    if name in ("to", "_to_copy"):
+    if name in ("to", "_to_copy", "type_as"):
         return source.dtype != out.dtype or source.device != out.device
     if name == "contiguous":
         return not source.is_contiguous()
-    if name in ("reshape", "flatten"):
+    if name in ("reshape", "flatten", "ravel", "reshape_as"):
         try:
             source.view(out.shape)
         except (RuntimeError, ValueError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -47,7 +48,8 @@ class Member:
     ``indices`` has shape ``(width, k)``: row ``c`` holds the indices that live and die with channel
     ``c``. ``role`` is ``output`` (rows of the weight that produces the channel), ``bias`` (its bias),
     ``input`` (the weight axis that consumes it), ``scale``, ``shift`` or ``statistic`` (of a batch
-    norm), or ``elementwise`` (a parameter added to or multiplied with it).
+    norm), ``slope`` (of a leaky activation below zero), or ``elementwise`` (a parameter added to or
+    multiplied with it).
     """
 
     parameter: str
@@ -75,6 +77,7 @@ class Graph:
 
     ``axes`` maps (tensor, axis) to the groups along that axis, as pairs of a group's index and the
     number of indices that each of its channels has there. Every shape is a function of the widths.
+    ``onnx`` is the file that the network was read from, if it was.
     """
 
     nodes: tuple[Node, ...]
@@ -83,6 +86,7 @@ class Graph:
     outputs: tuple[int, ...]
     groups: tuple[ChannelGroup, ...] = ()
     axes: dict[tuple[int, int], tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    onnx: Path | None = None
 
     @property
     def specs(self) -> tuple[OpSpec, ...]:
@@ -175,31 +179,43 @@ class Graph:
             for node in (self.nodes[i] for i in chosen)
         ]
 
-    def steps_at(self, widths: np.ndarray) -> tuple[Step, ...]:
+    def steps_at(self, widths: np.ndarray, nodes: Sequence[int] | None = None) -> tuple[Step, ...]:
         """The network at other widths, of shape ``(groups,)``, as steps that a backend can time.
 
+        A constant that an operator reads is to a backend what a parameter is. Of ``nodes`` alone, what other
+        nodes make is an input, and what they read is handed out.
+
         Raises UsageError for a network that a backend cannot run from its operators alone: one with
-        several inputs, with constants, or with operators that have no handler.
+        operators that have no handler.
         """
         if self.unknown:
             raise UsageError(f"operators without a handler cannot be timed: {', '.join(self.unknown)}")
-        if len(self.inputs) != 1:
-            raise UsageError(f"the network has {len(self.inputs)} inputs; one is supported here")
-        made = {self.inputs[0]: (-1, 0)}
+        chosen = range(len(self.nodes)) if nodes is None else nodes
+        given, wanted = (self.inputs, self.outputs) if nodes is None else self._boundary(chosen)
+        made = {tensor: (-1, k) for k, tensor in enumerate(given)}
         steps = []
-        for i, (node, spec) in enumerate(zip(self.nodes, self.specs_at(widths[None]), strict=True)):
+        for i, spec in enumerate(self.specs_at(widths[None], chosen)):
+            node = self.nodes[chosen[i]]
             inputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.inputs]
             outputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.outputs]
-            read = [t for t in node.inputs if self.tensors[t].parameter is None]
-            missing = [t for t in read if t not in made]
-            if missing:
-                raise UsageError(
-                    f"{node.name} reads a constant: this network cannot be timed operator by operator"
-                )
             fitted = ops.fitted(spec.with_shapes(inputs, outputs))
-            steps.append(Step(fitted, tuple(made[t] for t in read)))
+            operands = (
+                replace(operand, parameter=tensor not in made)
+                for operand, tensor in zip(fitted.inputs, node.inputs, strict=True)
+            )
+            sources = tuple(made[t] for t in node.inputs if t in made)
+            returned = tuple(k for k, t in enumerate(node.outputs) if t in wanted)
+            steps.append(Step(replace(fitted, inputs=tuple(operands)), sources, returned))
             made.update({t: (i, k) for k, t in enumerate(node.outputs)})
         return tuple(steps)
+
+    def _boundary(self, nodes: Sequence[int]) -> tuple[list[int], set[int]]:
+        """Tensors that the nodes read and others make, and those that they make and others read."""
+        own = {t for i in nodes for t in self.nodes[i].outputs}
+        made = {t for node in self.nodes for t in node.outputs} | set(self.inputs)
+        read = dict.fromkeys(t for i in nodes for t in self.nodes[i].inputs if t in made - own)
+        others = set(range(len(self.nodes))).difference(nodes)
+        return list(read), own & {*self.outputs, *(t for i in others for t in self.nodes[i].inputs)}
 
     @cached_property
     def trainable(self) -> tuple[int, ...]:

@@ -110,7 +110,7 @@ def _check(model: nn.Module, changes: Resize) -> None:
                 )
 
 
-def _update_attributes(module: nn.Module) -> None:
+def _update_attributes(module: Any) -> None:
     """Sizes that a module remembers, made to agree with its weight."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
@@ -123,10 +123,16 @@ def _update_attributes(module: nn.Module) -> None:
             module.groups = module.in_channels = weight.shape[0] // multiplier
         else:
             module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if module.groups > 1 and module.groups == module.in_channels:
+            module.groups = weight.shape[0]
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = weight.shape[0]
+    elif hasattr(module, "nf") and weight.ndim == 2:  # the linear layer of GPT-2 in transformers
+        module.nf = weight.shape[1]
 
 
 def _try_forward(model: nn.Module, inputs: Inputs) -> None:

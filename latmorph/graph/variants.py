@@ -9,14 +9,18 @@ from latmorph.opspec import Step
 
 
 def variants(graph: Graph, count: int, *, seed: int = 0) -> tuple[tuple[Step, ...], ...]:
-    """The network itself and ``count - 1`` narrower ones, as steps that a backend can time.
+    """The network itself and ``count - 1`` narrower ones (see :func:`variant`)."""
+    return tuple(variant(graph, index, seed=seed) for index in range(count))
+
+
+def variant(graph: Graph, index: int, *, seed: int = 0) -> tuple[Step, ...]:
+    """The network itself for index 0, a narrower one for every other, as steps that a backend can time.
 
     Widths are drawn as shrinking leaves them: a common factor for the whole network, each group off it
     by its own, half of them multiples of 8. Raises UsageError when the network cannot be timed operator
     by operator (see :meth:`latmorph.Graph.steps_at`).
     """
-    random = np.random.default_rng(seed)
-    return tuple(graph.steps_at(graph.widths if k == 0 else _narrower(graph, random)) for k in range(count))
+    return graph.steps_at(_narrower(graph, np.random.default_rng((seed, index))) if index else graph.widths)
 
 
 def _narrower(graph: Graph, random: np.random.Generator) -> np.ndarray:

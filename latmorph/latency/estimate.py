@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from latmorph import ops
 from latmorph.latency.model import Prediction, Predictor
-from latmorph.opspec import OpSpec, footprint_bytes
+from latmorph.opspec import OpSpec, Step, footprint_bytes
 
 
 class NodeLike(Protocol):
@@ -24,16 +25,46 @@ class NodeLike(Protocol):
     def spec(self) -> OpSpec: ...
 
 
+class TensorLike(Protocol):
+    """A tensor of a captured network."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 class GraphLike(Protocol):
-    """A captured network, as far as an estimate needs it."""
+    """A captured network, as far as an estimate needs it; ``onnx`` is the file that it was read from."""
 
     @property
     def nodes(self) -> Sequence[NodeLike]: ...
+    @property
+    def tensors(self) -> Sequence[TensorLike]: ...
+    @property
+    def inputs(self) -> Sequence[int]: ...
+    @property
+    def widths(self) -> np.ndarray: ...
+    @property
+    def onnx(self) -> Path | None: ...
+    def steps_at(self, widths: np.ndarray) -> tuple[Step, ...]:
+        """The network at some widths, as steps that a backend can run."""
+        ...
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator that a runtime makes of a captured network's, and the module that it came from."""
+
+    name: str
+    module: str
+    spec: OpSpec
 
 
 @dataclass(frozen=True)
 class OpEstimate:
-    """Predicted seconds of one operator; ``total_s = overhead_s + smoothmax(compute_s, memory_s)``."""
+    """Predicted seconds of one operator; ``total_s = overhead_s + smoothmax(compute_s, memory_s)``.
+
+    ``interval_s`` is the 90 % prediction interval of ``total_s``.
+    """
 
     name: str
     module: str
@@ -43,6 +74,7 @@ class OpEstimate:
     memory_s: float
     overhead_s: float
     total_s: float
+    interval_s: tuple[float, float]
 
     @property
     def bound(self) -> str:
@@ -59,7 +91,8 @@ class OpEstimate:
 class Estimate:
     """Predicted latency of a network on a profile's device.
 
-    ``interval_s`` is the 90 % prediction interval of ``total_s``. ``unpriced`` names operators that have no
+    ``total_s`` is the sum of the operators and of ``overhead_s``, which a pass costs beside them;
+    ``interval_s`` is its 90 % prediction interval. ``unpriced`` names operators that have no
     handler and are not in the total; ``unmeasured`` names kinds that the profile never timed, priced by
     the plain roofline. ``notes`` says in words what makes the figure less certain.
     """
@@ -70,6 +103,7 @@ class Estimate:
     unpriced: tuple[str, ...]
     unmeasured: tuple[str, ...]
     notes: tuple[str, ...]
+    overhead_s: float = 0.0
 
 
 def total_sigma(prediction: Prediction, sigma: float) -> np.ndarray:
@@ -85,11 +119,12 @@ def total_sigma(prediction: Prediction, sigma: float) -> np.ndarray:
     return np.asarray(np.maximum(sigma, spread) + far)
 
 
-def estimate(predictor: Predictor, graph: GraphLike, notes: Sequence[str] = ()) -> Estimate:
-    """Predict a captured network."""
-    specs = [node.spec for node in graph.nodes]
+def estimate(predictor: Predictor, nodes: Sequence[NodeLike], notes: Sequence[str] = ()) -> Estimate:
+    """Predict a network of these operators."""
+    specs = [node.spec for node in nodes]
     prediction = predictor(specs, footprint_bytes(specs))
-    total = float(np.nansum(prediction.total_s))
+    overhead = predictor.model.overhead_s
+    total = float(np.nansum(prediction.total_s)) + overhead
     sigma = float(total_sigma(prediction, predictor.model.sigma)[0])
     known = [ops.is_known(spec) for spec in specs]
     rows = tuple(
@@ -98,17 +133,13 @@ def estimate(predictor: Predictor, graph: GraphLike, notes: Sequence[str] = ()) 
             node.module,
             node.spec.kind,
             int(ops.flops(node.spec)),
-            *(
-                float(part[i, 0])
-                for part in (
-                    prediction.compute_s,
-                    prediction.memory_s,
-                    prediction.overhead_s,
-                    prediction.total_s,
-                )
-            ),
+            float(prediction.compute_s[i, 0]),
+            float(prediction.memory_s[i, 0]),
+            float(prediction.overhead_s[i, 0]),
+            float(prediction.total_s[i, 0]),
+            _interval(float(prediction.total_s[i, 0]), float(prediction.sigma[i, 0])),
         )
-        for i, node in enumerate(graph.nodes)
+        for i, node in enumerate(nodes)
         if known[i]
     )
     unpriced = tuple(
@@ -122,5 +153,10 @@ def estimate(predictor: Predictor, graph: GraphLike, notes: Sequence[str] = ()) 
         words.append(f"not in the total, because they have no handler: {', '.join(unpriced)}")
     if unmeasured:
         words.append(f"never timed by this profile, priced by the roofline: {', '.join(unmeasured)}")
+    return Estimate(total, _interval(total, sigma), rows, unpriced, unmeasured, tuple(words), overhead)
+
+
+def _interval(time_s: float, sigma: float) -> tuple[float, float]:
+    """The central 90 % of a log-normal time, in seconds, of a log with standard deviation ``sigma``."""
     factor = float(np.exp(1.645 * sigma))
-    return Estimate(total, (total / factor, total * factor), rows, unpriced, unmeasured, tuple(words))
+    return time_s / factor, time_s * factor

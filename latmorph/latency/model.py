@@ -49,7 +49,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``overhead_s`` is paid whatever the size; ``level`` is the family's typical log of time over the
     roofline; the trees add to it, within ``bound``; ``low`` and ``high`` are the range of every feature
-    in the data, and ``sigma`` the held-out error, as a standard deviation of the log.
+    in the data, and ``sigma`` the held-out error, as a standard deviation of the log. When neighbours slow
+    the reference operator, these slow by its factor to the power ``1 + spell_slope``.
     """
 
     overhead_s: float
@@ -60,19 +61,25 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low: list[float]
     high: list[float]
     trees: Trees
+    spell_slope: float = 0.0
+
+    def in_spell(self, spell: float) -> float:
+        """The factor on times over the reference's, in a spell (see ``Observation``)."""
+        return float(np.exp(self.spell_slope * spell))
 
 
 class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``t = scale * (overhead + smoothmax(compute, memory) * exp(residual))`` for one operator.
 
-    ``scale`` is the one constant that takes sums of operators to whole networks, fitted on networks held
-    out of the rest; ``sigma`` is the standard deviation of the log of what is left.
+    A whole pass takes the sum of its operators and ``overhead_s``. Both it and ``scale`` are fitted on
+    networks held out of the rest; ``sigma`` is the standard deviation of the log of what is left.
     """
 
     roofs: Roofs
     families: dict[str, Family]
     scale: float
     sigma: float
+    overhead_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Predictor:
 
     def __init__(self, model: LatencyModel) -> None:
         self.model = model
-        self._trees = {name: _Forest(f.trees) for name, f in model.families.items()}
+        self._trees = {name: Forest(f.trees) for name, f in model.families.items()}
 
     def __call__(self, specs: Sequence[OpSpec], footprint: float, variants: int = 1) -> Prediction:
         """Predict operators whose sizes are ints or integer arrays of shape ``(variants,)``.
@@ -160,7 +167,9 @@ def _aligned(family: Family, table: Sequence[tuple[list[str], np.ndarray]]) -> n
     return np.concatenate(blocks)
 
 
-class _Forest:
+class Forest:
+    """Trees, ready to evaluate on rows of features, float64 of shape ``(rows, features)``."""
+
     def __init__(self, trees: Trees) -> None:
         self.depth = trees.depth
         self.count = len(trees.feature)

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -27,10 +28,13 @@ from latmorph.device.fingerprint import Fingerprint
 from latmorph.device.timing import Visit
 from latmorph.errors import LatmorphWarning, ProfileError, ProfileMismatchWarning
 from latmorph.files import write_whole
-from latmorph.latency.estimate import Estimate, GraphLike, estimate
+from latmorph.latency.estimate import Estimate, GraphLike, NodeLike, Operator, estimate
 from latmorph.latency.fit import Validation
 from latmorph.latency.model import LatencyModel, Predictor
 from latmorph.opspec import OpSpec
+
+if TYPE_CHECKING:
+    from latmorph.device.onnxruntime import Lowering
 
 FORMAT = "latmorph-profile"
 VERSION = 1
@@ -109,8 +113,32 @@ class Profile:
         )
 
     def predict(self, graph: GraphLike) -> Estimate:
-        """Predicted latency of a captured network, in seconds, with its parts and its interval."""
-        return estimate(self.predictor, graph, self.notes)
+        """Predicted latency of a captured network, in seconds, with its parts and its interval.
+
+        Where the runtime makes kernels of its own of a network, they are the parts, and the runtime is asked
+        which they are. Raises DeviceError when it is not installed here, UsageError for a network that it
+        cannot be told of.
+        """
+        return estimate(self.predictor, self.operators(graph), self.notes)
+
+    @cached_property
+    def lowering(self) -> Lowering | None:
+        """What tells the kernels that the runtime makes of a network; None if it makes none."""
+        from latmorph.device.registry import lowering_of
+
+        return lowering_of(self.fingerprint)
+
+    def operators(self, graph: GraphLike) -> Sequence[NodeLike]:
+        """What the profile's runtime runs of a captured network, with the modules it came from."""
+        if self.lowering is None:
+            return graph.nodes
+        if graph not in self._lowered:
+            self._lowered[graph] = _operators(self.lowering, graph)
+        return self._lowered[graph]
+
+    @cached_property
+    def _lowered(self) -> WeakKeyDictionary[GraphLike, tuple[Operator, ...]]:
+        return WeakKeyDictionary()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Profile):
@@ -153,6 +181,20 @@ class Profile:
         return folder
 
 
+def _operators(lowering: Lowering, graph: GraphLike) -> tuple[Operator, ...]:
+    if graph.onnx is None:
+        kernels = lowering.network(graph.steps_at(graph.widths))
+    else:
+        kernels = lowering.file(graph.onnx, [graph.tensors[t].shape for t in graph.inputs])
+    nodes = {node.name: node for node in graph.nodes}
+    found = []
+    for kernel in kernels:
+        node = graph.nodes[kernel.step] if kernel.step >= 0 and graph.onnx is None else nodes.get(kernel.name)
+        name, module = (kernel.name, "") if node is None else (node.name, node.module)
+        found.append(Operator(name, module, kernel.spec))
+    return tuple(found)
+
+
 def check_place(folder: Path) -> None:
     """Raises ProfileError when a profile saved in ``folder`` would replace anything but a profile."""
     if folder.is_dir():
@@ -170,18 +212,14 @@ def mismatch(fingerprint: Fingerprint) -> list[str]:
     """How this machine differs from a fingerprint, in words; the number of threads is the user's choice."""
     if fingerprint.device == "simulated":
         return []
-    from latmorph.device.registry import open_backend
+    from latmorph.device.registry import backend_of
     from latmorph.errors import DeviceError
 
     try:
-        here = open_backend(
-            fingerprint.device,
-            runtime=fingerprint.runtime,
-            dtype=fingerprint.dtype,
-            threads=fingerprint.threads,
-        ).fingerprint()
+        here = backend_of(fingerprint).fingerprint()
     except DeviceError:
-        return [f"there is no {fingerprint.device} device here"]
+        what = f"{fingerprint.device} device" if fingerprint.runtime == "eager" else fingerprint.runtime
+        return [f"there is no {what} here"]
     return fingerprint.differences(here)
 
 
@@ -247,7 +285,9 @@ def _check_model(model: LatencyModel, folder: Path) -> None:
     roofs = model.roofs
     peaks = [roofs.peak_flops_per_s, *(value for pair in roofs.bandwidth for value in pair)]
     blocks = [block for pair in roofs.blocks.values() for block in pair]
-    if not roofs.bandwidth or not all(0 < p < float("inf") for p in peaks) or min(blocks, default=1) < 1:
+    swept = all(len(sweep.widths) == len(sweep.times_s) for sweep in roofs.sweeps)
+    sound = all(0 < p < float("inf") for p in peaks) and min(blocks, default=1) >= 1
+    if not roofs.bandwidth or not sound or not swept:
         raise ProfileError(f"{folder}: the roofs are malformed")
 
 
@@ -415,9 +455,10 @@ def _newest(device: str) -> Profile:
             warnings.warn(f"profile passed over: {error}", LatmorphWarning, stacklevel=3)
             continue
         if header.fingerprint.device == device:
-            # Fewest differences from here, then the usual dtype, the fewest threads, and the newest.
+            # Fewest differences from here, then what is usual, of networks at large, and the newest.
             of = header.fingerprint
-            rank = (len(mismatch(of)), of.dtype != "float32", of.threads)
+            unusual = (of.runtime != "eager", of.dtype != "float32", of.threads, header.focused_visits > 0)
+            rank = (len(mismatch(of)), *unusual)
             candidates.append((rank, header.created, folder))
     if not candidates:
         raise ProfileError(

@@ -12,14 +12,17 @@ import msgspec
 
 from latmorph._version import __version__
 from latmorph.device.backend import Backend
+from latmorph.device.fingerprint import Fingerprint
+from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
 from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
 from latmorph.latency.fit import fit
+from latmorph.latency.planning import AdaptivePlan, Lower
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
-from latmorph.opspec import Step
+from latmorph.opspec import OpSpec, Step
 
-DEFAULT_BUDGET_S = 190.0
+DEFAULT_BUDGET_S = 270.0
 QUICK_BUDGET_S = 30.0
 
 PASS_S = 2e-3
@@ -35,11 +38,14 @@ def run_profile(
     seed: int = 0,
     largest_flops: float | None = None,
     focus: tuple[tuple[Step, ...], ...] = (),
+    error_percent: float = 0.0,
     rule: StopRule | None = None,
     progress: Progress | None = None,
     most_visits: int | None = None,
 ) -> Profile:
     """Measure roofs and sampled networks for ``budget_s`` seconds, fit, and return the profile.
+
+    The run ends before, when networks held out are predicted to ``error_percent`` on average.
 
     ``focus`` holds networks (:func:`latmorph.graph.variants.variants`) that the profile has to be right
     about: half of the visits are of them. ``largest_flops`` bounds the sampled networks; by default it
@@ -79,7 +85,8 @@ def run_profile(
                 roofs = msgspec.convert(journal.roofs, Roofs)
             if largest_flops is None:
                 largest_flops = max(SLOW_FLOPS, PASS_S * roofs.peak_flops_per_s)
-            plan = Plan(seed, largest_flops, fingerprint.dtype, focus)
+            networks = Plan(seed, largest_flops, fingerprint.dtype, focus)
+            plan = AdaptivePlan(networks, roofs, journal, _lower(fingerprint), error_percent)
             collect(
                 backend,
                 plan,
@@ -115,6 +122,17 @@ def run_profile(
         profile.save(folder)
     journal_path.unlink()
     return profile
+
+
+def _lower(fingerprint: Fingerprint) -> Lower:
+    lowering = lowering_of(fingerprint)
+
+    def operators(networks: Sequence[tuple[Step, ...]]) -> list[list[OpSpec]]:
+        if lowering is None:
+            return [[step.spec for step in steps] for steps in networks]
+        return [[kernel.spec for kernel in kernels] for kernels in lowering.networks(networks)]
+
+    return operators
 
 
 def _digest(networks: Sequence[Sequence[Step]]) -> str:

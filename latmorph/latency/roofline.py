@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+import latmorph.kernels  # noqa: F401  so that the kinds of a runtime's kernels have handlers
 from latmorph import ops
 from latmorph.device.roofs import Roofs
-from latmorph.opspec import OpSpec, Scalar, as_array
+from latmorph.opspec import OpSpec, Scalar, as_array, ceil_to
 
 SHARPNESS = 4.0
 """Exponent of the smooth maximum: at the ridge it lies 19 % above the larger of two equal terms."""
@@ -39,15 +40,18 @@ def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], 
 
     ``footprint`` is the memory in bytes that a pass of the whole network touches.
 
-    Sizes stand as logarithms to base 2; channel counts also as remainders, since kernels run in blocks.
+    Sizes stand as logarithms to base 2; so do the ratios that say what an operator's time is spent on, which
+    trees could not make out of sizes. Channel counts stand also as remainders, since kernels run in
+    blocks, and as the share of a block of :data:`BLOCK` that they use.
     """
     handler = ops.handler_of(spec.kind)
     width_in, width_out = handler.widths(spec)
+    parameters = spec.parameter_bytes
     sizes: dict[str, Scalar] = {
         "flops": handler.flops(spec),
         "bytes": handler.bytes(spec),
-        "bytes_parameters": spec.parameter_bytes,
-        "bytes_in": spec.inputs[0].bytes,
+        "bytes_parameters": parameters,
+        "bytes_in": sum((t.bytes for t in spec.inputs), 0) - parameters,
         "bytes_out": spec.out.bytes,
         "footprint": footprint,
         "batch": (*spec.out.shape, 1)[0],
@@ -57,17 +61,38 @@ def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], 
         "strided": int(bool(spec.attr("strided"))),
         **handler.features(spec),
     }
-    remainders: dict[str, Scalar] = {}
-    for block in (4, 8, 16, 32):
-        remainders[f"in_mod_{block}"] = width_in % block
-        remainders[f"out_mod_{block}"] = width_out % block
-    values = np.empty((variants, len(sizes) + len(remainders)))
-    for column, value in enumerate((*sizes.values(), *remainders.values())):
+    shares: dict[str, Scalar] = {}
+    for name, width in (("in", width_in), ("out", width_out)):
+        for block in (4, 8, 16, 32):
+            shares[f"{name}_mod_{block}"] = width % block
+        shares[f"{name}_used"] = width / (ceil_to(width, BLOCK) + (width == 0))
+    names = [*sizes, *(f"{a}_per_{b}" for a, b in RATIOS), *shares]
+    values = np.empty((variants, len(names)))
+    for column, value in enumerate(sizes.values()):
         values[:, column] = value
     logs = values[:, : len(sizes)]
     np.log2(1.0 + logs, out=logs)
-    return [*sizes, *remainders], values
+    at = {name: column for column, name in enumerate(sizes)}
+    for column, (a, b) in enumerate(RATIOS, start=len(sizes)):
+        values[:, column] = values[:, at[a]] - values[:, at[b]]
+    for column, value in enumerate(shares.values(), start=len(sizes) + len(RATIOS)):
+        values[:, column] = value
+    return names, values
 
+
+BLOCK = 16
+"""The widest block of channels that kernels on CPUs work in: a vector of the widest registers."""
+
+RATIOS = (
+    ("flops", "bytes"),
+    ("flops", "bytes_in"),
+    ("flops", "bytes_out"),
+    ("flops", "bytes_parameters"),
+    ("bytes_in", "bytes_out"),
+    ("bytes_parameters", "bytes_out"),
+    ("width_in", "width_out"),
+)
+"""Pairs of sizes whose ratio is a feature."""
 
 SIZES = ("flops", "bytes", "bytes_parameters", "bytes_in", "bytes_out", "width_in", "width_out")
 """The features whose range tells how far an operator lies from the data."""

@@ -7,7 +7,8 @@ evaluation of shapes serves them all, for many widths at once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from latmorph import ops
 from latmorph.errors import UsageError
 from latmorph.graph.graph import Graph
 from latmorph.latency.profile import Profile
+from latmorph.opspec import OpSpec, footprint_bytes
+
+if TYPE_CHECKING:
+    from latmorph.device.onnxruntime import Lowering
 
 CANDIDATES = 24
 """Widths below the present one at which a group's cost is looked at for its price, at most."""
@@ -53,6 +58,10 @@ class CostModel(ABC):
         costs = self.sum_of(graph, np.vstack([tried, widths]), items)
         return np.asarray(costs[:-1] - costs[-1])
 
+    def candidates(self, width: int) -> list[int]:
+        """Widths below a group's present one at which its cost is looked at for its price."""
+        return candidate_widths(width)
+
     def marginal(self, graph: Graph, widths: np.ndarray) -> np.ndarray:
         """What one channel of each group is worth, in ``unit``, float64 of shape ``(groups,)``.
 
@@ -65,7 +74,7 @@ class CostModel(ABC):
             width = int(widths[g])
             if width < 2:
                 continue
-            candidates = candidate_widths(width)
+            candidates = self.candidates(width)
             tried = np.repeat(widths[None], len(candidates), axis=0)
             tried[:, g] = candidates
             saved = -self.change(graph, widths, tried)
@@ -124,6 +133,9 @@ class ParameterCost(CostModel):
 class LatencyCost(_OperatorCost):
     """Predicted seconds on a profile's device.
 
+    Where the runtime makes kernels of its own of a network, it is asked for them at every set of widths: of
+    the whole network, or, where only some operators matter, of those and what they may be fused with.
+
     Raises UsageError for a network with operators that have no handler: their latency is unknown, and
     leaving them out would misprice every channel.
     """
@@ -133,15 +145,82 @@ class LatencyCost(_OperatorCost):
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
+        self._prices: dict[tuple[int, OpSpec], float] = {}
+
+    def candidates(self, width: int) -> list[int]:
+        if self.profile.lowering is None:
+            return candidate_widths(width)
+        # Every one of them is asked of the runtime, so only the best are: whole blocks.
+        block = self.profile.lowering.block
+        blocks = list(range(block, width, block))
+        return blocks[:: -(-len(blocks) // 8)] if len(blocks) > 1 else candidate_widths(width, 6)
+
+    def evaluate(self, graph: Graph, widths: np.ndarray) -> np.ndarray:
+        return super().evaluate(graph, widths) + self.profile.model.overhead_s
 
     def sum_of(self, graph: Graph, widths: np.ndarray, items: Sequence[int]) -> np.ndarray:
-        if graph.unknown:
-            raise UsageError(
-                f"latency cannot be the cost of a network with unknown operators: {', '.join(graph.unknown)}"
-            )
-        specs = graph.specs_at(widths, items)
-        if not specs:
+        _refuse_unknown(graph.unknown)
+        if not len(items):
             return np.zeros(len(widths))
+        if self.profile.lowering is not None:
+            return self._sum_of_kernels(self.profile.lowering, graph, widths, items)
         # The network's own footprint at all widths: so costs stay sums over operators.
+        specs = graph.specs_at(widths, items)
         prediction = self.profile.predictor(specs, graph.footprint_bytes, len(widths))
         return np.asarray(prediction.total_s.sum(axis=0))
+
+    def _sum_of_kernels(
+        self, lowering: Lowering, graph: Graph, widths: np.ndarray, items: Sequence[int]
+    ) -> np.ndarray:
+        whole = len(items) == len(graph.nodes)
+        nodes = None if whole else neighbourhood(graph, items)
+        networks = [graph.steps_at(row, nodes) for row in widths]
+        found = [[kernel.spec for kernel in kernels] for kernels in lowering.networks(networks)]
+        footprint = footprint_bytes(operator.spec for operator in self.profile.operators(graph))
+        new = list(dict.fromkeys(s for specs in found for s in specs if (footprint, s) not in self._prices))
+        if new:
+            _refuse_unknown(s.kind.removeprefix(ops.UNKNOWN) for s in new if not ops.is_known(s))
+            totals = self.profile.predictor(new, footprint).total_s[:, 0].tolist()
+            self._prices.update({(footprint, s): t for s, t in zip(new, totals, strict=True)})
+        return np.array([sum(self._prices[footprint, s] for s in specs) for specs in found])
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    unknown = sorted(set(names))
+    if unknown:
+        raise UsageError(
+            f"latency cannot be the cost of a network with unknown operators: {', '.join(unknown)}"
+        )
+
+
+REACH = 4
+"""How many light operators in a row a runtime is taken to fuse with a product."""
+
+
+def neighbourhood(graph: Graph, nodes: Iterable[int]) -> list[int]:
+    """These nodes, and the others that a runtime may lay out or fuse differently when their widths change.
+
+    Those are light ones, and beyond them the first that multiplies matrices, either way. Images may lie in
+    blocks of channels all along a chain of light operators, so such a chain is followed to its ends: a
+    stage of a residual network. Anything else is followed for :data:`REACH` operators.
+    """
+    readers: dict[int, list[int]] = {}
+    writer: dict[int, int] = {}
+    for i, node in enumerate(graph.nodes):
+        writer.update(dict.fromkeys(node.outputs, i))
+        for tensor in node.inputs:
+            readers.setdefault(tensor, []).append(i)
+    found = dict.fromkeys(nodes, 0)
+    front = list(found)
+    for i in front:
+        node = graph.nodes[i]
+        if found[i] and (found[i] > REACH or np.any(ops.flops(node.spec))):
+            continue
+        for tensor in (*node.inputs, *node.outputs):
+            near = readers.get(tensor, []) + ([writer[tensor]] if tensor in writer else [])
+            image = len(graph.tensors[tensor].shape) == 4
+            for j in near if graph.tensors[tensor].parameter is None else ():
+                if j not in found:
+                    found[j] = max(1, found[i]) if image else found[i] + 1
+                    front.append(j)
+    return sorted(found)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from latmorph.device.timing import Timing
-from latmorph.latency.estimate import Estimate
+from latmorph.latency.estimate import Estimate, OpEstimate
 from latmorph.latency.profile import Header, Profile
+from latmorph.morph.cliffs import Cliff
+from latmorph.report.staircase import Staircase
 
 if TYPE_CHECKING:
     from latmorph.report.comparison import Comparison
@@ -67,7 +69,7 @@ def estimate_table(estimate: Estimate, rows: int | None) -> Table:
     table = Table(title=f"predicted {time_text(estimate.total_s)}, {interval_text(estimate)}")
     for name in ("module", "operator"):
         table.add_column(name, overflow="fold")
-    for name in ("FLOPs", "compute", "memory", "overhead", "total", "share"):
+    for name in ("FLOPs", "compute", "memory", "overhead", "total", "90 % interval", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("bound", no_wrap=True)
     ordered = sorted(estimate.ops, key=lambda op: -op.total_s)
@@ -81,21 +83,105 @@ def estimate_table(estimate: Estimate, rows: int | None) -> Table:
             time_text(op.memory_s),
             time_text(op.overhead_s),
             time_text(op.total_s),
-            f"{100 * op.total_s / estimate.total_s:.1f} %",
+            range_text(op.interval_s),
+            share_text(op.total_s, estimate.total_s),
             op.bound,
         )
     rest = sum(op.total_s for op in ordered[len(shown) :])
     if rest:
-        share = f"{100 * rest / estimate.total_s:.1f} %"
         left = len(ordered) - len(shown)
-        table.add_row(f"{left} others", "", "", "", "", "", time_text(rest), share, "")
+        share = share_text(rest, estimate.total_s)
+        table.add_row(f"{left} others", *[""] * 5, time_text(rest), "", share, "")
     return table
+
+
+def kinds_table(estimate: Estimate) -> Table:
+    """Totals by kind of operator, the largest first, and the time under each bound."""
+    bounds = [
+        f"{share_text(sum(op.total_s for op in estimate.ops if op.bound == bound), estimate.total_s)} {bound}"
+        for bound in ("compute", "memory", "overhead")
+    ]
+    table = Table(title="totals by kind", caption=f"time by bound: {', '.join(bounds)}", show_footer=True)
+    flops = sum(op.flops for op in estimate.ops)
+    table.add_column("operator", "total")
+    for name, footer in (
+        ("number", str(len(estimate.ops))),
+        ("FLOPs", count_text(flops) if flops else ""),
+        ("total", time_text(estimate.total_s)),
+        ("share", ""),
+    ):
+        table.add_column(name, footer, justify="right", no_wrap=True)
+    kinds: dict[str, list[OpEstimate]] = {}
+    for op in estimate.ops:
+        kinds.setdefault(op.kind, []).append(op)
+    for kind, own in sorted(kinds.items(), key=lambda item: -sum(op.total_s for op in item[1])):
+        flops = sum(op.flops for op in own)
+        time_s = sum(op.total_s for op in own)
+        table.add_row(
+            kind,
+            str(len(own)),
+            count_text(flops) if flops else "",
+            time_text(time_s),
+            share_text(time_s, estimate.total_s),
+        )
+    if estimate.overhead_s:
+        share = share_text(estimate.overhead_s, estimate.total_s)
+        table.add_row("the pass beside them", "", "", time_text(estimate.overhead_s), share)
+    return table
+
+
+def cliffs_table(cliffs: Sequence[Cliff], rows: int | None) -> Table:
+    """The largest ``rows`` cliffs (all if None), with what it takes to get there from the present width."""
+    table = Table(
+        title="cliffs: steps of the network's predicted time",
+        caption="shares of the network's present time; past a trap, fewer channels are slower",
+    )
+    table.add_column("channels of", overflow="fold")
+    for name in ("now", "cliff", "from now", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cliff in cliffs[:rows]:
+        table.add_row(
+            cliff.group,
+            str(cliff.width),
+            f"{cliff.above} -> {cliff.below} channels {'saves' if cliff.saves else 'costs'} "
+            f"{100 * abs(cliff.share):.1f} %",
+            f"{100 * cliff.from_present:+.1f} %",
+            "" if cliff.saves else "trap",
+        )
+    if rows is not None and len(cliffs) > rows:
+        table.add_row(f"{len(cliffs) - rows} smaller ones", *[""] * 4)
+    return table
+
+
+def staircase_table(staircase: Staircase) -> Table:
+    """Measured and predicted time of one operator by its width."""
+    sweep = staircase.sweep
+    table = Table(
+        title=f"{sweep.kind} by {'input' if sweep.axis == 'in' else 'output'} width, blocks of {sweep.block}",
+        caption="measured alone, its data in the caches; predicted amid a network",
+    )
+    for name in ("channels", "measured", "predicted", "predicted / measured"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for width, measured, predicted, ratio in zip(
+        sweep.widths, sweep.times_s, staircase.predicted_s, staircase.ratio, strict=True
+    ):
+        table.add_row(str(width), time_text(measured), time_text(predicted), f"{ratio:.2f}")
+    return table
+
+
+def share_text(part: float, whole: float) -> str:
+    """A part of a whole, in percent."""
+    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def range_text(interval_s: tuple[float, float]) -> str:
+    """Two times with their units."""
+    return f"{time_text(interval_s[0])} to {time_text(interval_s[1])}"
 
 
 def interval_text(estimate: Estimate) -> str:
     """The 90 % interval in words."""
-    low, high = estimate.interval_s
-    return f"90 % interval {time_text(low)} to {time_text(high)}"
+    return f"90 % interval {range_text(estimate.interval_s)}"
 
 
 def measure_table(estimate: Estimate, timing: Timing) -> Table:
@@ -103,10 +189,9 @@ def measure_table(estimate: Estimate, timing: Timing) -> Table:
     table = Table()
     for name in ("predicted", "90 % interval", "measured", "error", "raw median", "spread", "passes"):
         table.add_column(name, justify="right")
-    low, high = estimate.interval_s
     table.add_row(
         time_text(estimate.total_s),
-        f"{time_text(low)} to {time_text(high)}",
+        range_text(estimate.interval_s),
         time_text(timing.time_s),
         f"{100 * (estimate.total_s / timing.time_s - 1):+.1f} %",
         time_text(timing.median_s),
@@ -145,12 +230,16 @@ def profile_tables(profile: Profile) -> list[Table]:
     about.add_column()
     for key, text in (
         ("processor", f"{of.name}, {of.cores} cores, {' '.join(of.features)}"),
-        ("runtime", f"{of.runtime}, {of.runtime_version}, {of.dtype}, {of.threads} thread(s)"),
+        (
+            "runtime",
+            f"{of.runtime}, {of.runtime_version}, {of.dtype}, {of.threads} thread(s)"
+            + "".join(f", {key} {value}" for key, value in of.options),
+        ),
         (
             "measured",
             f"{header.operators} operators in {header.visits} network visits"
-            + (f", {header.focused_visits} of them of one network" if header.focused_visits else "")
-            + f", {header.created}",
+            + (f", {header.focused_visits} of them of networks in focus" if header.focused_visits else "")
+            + f", in {header.budget_s:.0f} s, {header.created}",
         ),
         ("peak", count_text(model.roofs.peak_flops_per_s, "FLOP/s")),
         *(
@@ -164,8 +253,8 @@ def profile_tables(profile: Profile) -> list[Table]:
         ),
         (
             "held-out networks",
-            f"{checked.networks}: median error {checked.median_error_percent:.1f} %, "
-            f"{checked.within_10_percent:.0f} % within 10 %, "
+            f"{checked.networks}: error mean {checked.mean_error_percent:.1f} %, "
+            f"median {checked.median_error_percent:.1f} %, {checked.within_10_percent:.0f} % within 10 %, "
             f"90 % interval covers {checked.coverage_percent:.0f} %",
         ),
     ):

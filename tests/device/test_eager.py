@@ -71,11 +71,13 @@ def test_a_backend_can_be_entered_again() -> None:
 def test_a_session_gives_one_time_a_step_and_one_of_the_whole() -> None:
     with CpuEager() as backend:
         session = backend.load(network(), 1000)
-        for _ in range(2):  # a second pass finds all values freed by the first
-            times = session.time_steps()
-            assert len(times) == len(network())
-            assert all(0 < t < 60 for t in times)
+        totals = [session.time_steps() for _ in range(2)]  # a second pass finds all values freed by the first
         assert 0 < session.time_whole() < 60
+        specs, passes = session.finish()
+    assert [s.kind for s in specs] == [s.spec.kind for s in network()]
+    assert [len(times) for times in passes] == [len(network())] * 2
+    assert all(0 < t < 60 for times in passes for t in times)
+    assert [sum(times) for times in passes] == pytest.approx(totals)
 
 
 def test_step_times_lie_between_the_clock_readings_around_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +85,8 @@ def test_step_times_lie_between_the_clock_readings_around_each_step(monkeypatch:
     with CpuEager() as backend:
         session = backend.load(network())
         monkeypatch.setattr("latmorph.device.eager.time.perf_counter_ns", lambda: next(readings))
-        times = session.time_steps()
+        session.time_steps()
+        _, (times,) = session.finish()
     assert times == pytest.approx([7e-9, 13e-9, 19e-9, 0.0, 1e-9, 2e-9, 7e-9])
 
 
@@ -104,7 +107,7 @@ def test_other_memory_is_written_before_every_pass() -> None:
 def test_two_sessions_share_no_weights() -> None:
     with CpuEager() as backend:
         one, other = backend.load(network()), backend.load(network())
-        inputs = {s.program.input.data_ptr() for s in (one, other)}  # type: ignore[attr-defined]
+        inputs = {s.program.inputs[0].data_ptr() for s in (one, other)}  # type: ignore[attr-defined]
     assert len(inputs) == 2
 
 
@@ -266,7 +269,9 @@ def test_events_stand_around_each_step_and_are_read_after_synchronising(cuda: Fa
 def test_milliseconds_between_events_become_seconds_a_step(cuda: FakeCuda) -> None:
     cuda.elapsed_ms = [0.5, 0.25, 2.0, 0.001, 0.0, 10.0, 1000.0]
     with CudaOnCpu(cuda=cuda) as backend:
-        times = backend.load(network()).time_steps()
+        session = backend.load(network())
+        session.time_steps()
+        _, (times,) = session.finish()
     assert times == pytest.approx([5e-4, 2.5e-4, 2e-3, 1e-6, 0.0, 1e-2, 1.0])
 
 
@@ -332,7 +337,7 @@ def test_operators_are_told_with_the_layouts_that_their_operands_have() -> None:
     y = net.permute(net.linear(y, 6), (0, 3, 1, 2))
     net.binary("add", x, y)
     with CpuEager() as backend:
-        specs = backend.load(net.steps).specs()
+        specs, _ = backend.load(net.steps).finish()
     # The norm reads a permuted tensor and writes a dense one; the sum reads one of each.
     assert [(s.kind, bool(s.attr("strided"))) for s in specs] == [
         ("relu", False),

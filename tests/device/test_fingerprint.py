@@ -165,3 +165,20 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cpu_cores() == 1
+
+
+def test_a_fingerprint_without_options_is_written_as_before_there_were_any() -> None:
+    # The checksum of a profile's header covers its fingerprint: those saved before must still hold.
+    plain = changed()
+    assert "options" not in msgspec.to_builtins(plain)
+    assert msgspec.convert(msgspec.to_builtins(plain), Fingerprint) == plain
+
+
+def test_options_are_compared_one_by_one_and_named_when_unusual() -> None:
+    usual = changed(options=(("optimisation", "all"), ("spinning", "off")))
+    other = changed(options=(("optimisation", "all"), ("spinning", "on")))
+    assert usual.slug == changed().slug
+    assert other.slug == f"{usual.slug}-spinning-on"
+    assert usual.differences(other) == ["spinning off, not on"]
+    assert changed().differences(other) == ["optimisation unset, not all", "spinning unset, not on"]
+    assert other.differences(other) == []

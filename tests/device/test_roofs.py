@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latmorph.device.backend import Session
-from latmorph.device.roofs import Roofs, best_block, find_block, measure_roofs
+from latmorph.device.backend import Session, StepSession
+from latmorph.device.roofs import Roofs, best_block, measure_roofs, measure_sweep
 from latmorph.device.simulated import Simulated
 from latmorph.opspec import OpSpec, Step
 
@@ -63,6 +63,17 @@ def test_planted_blocks_are_recovered(in_block: int, out_block: int) -> None:
     }
 
 
+def test_the_sweeps_that_blocks_were_found_in_are_kept() -> None:
+    roofs = roofs_of(out_block=8)
+    kept = {(sweep.kind, sweep.axis): sweep for sweep in roofs.sweeps}
+    assert set(kept) == {(kind, "in") for kind in ("conv2d", "linear")} | {(k, "out") for k in roofs.blocks}
+    sweep = kept["conv2d", "out"]
+    assert sweep.widths == tuple(WIDTHS)
+    # 64 inputs, 3x3, 14x14: two FLOPs a multiply-add of the padded width at 1e11 FLOP/s, and 2 us.
+    padded = -(-WIDTHS // 8) * 8
+    assert sweep.times_s == pytest.approx(2e-6 + 2 * 64 * 9 * 196 * padded / 1e11, rel=1e-3)
+
+
 def test_roofs_come_through_noise() -> None:
     # Noise is one-sided (a time is never too short) and 5 % wide; minima of 12 passes of it are off by
     # half a percent at most, those of a difference of two times by a little more.
@@ -82,7 +93,7 @@ def test_bandwidth_never_rises_with_the_working_set() -> None:
 def test_a_block_hidden_under_the_memory_roof_is_not_believed() -> None:
     # At 1e8 B/s every convolution of the sweep waits for memory: time is smooth in the width.
     slow = device(bandwidth_bytes_per_s=1e8)
-    assert find_block(slow, "conv2d", "out") == 1
+    assert measure_sweep(slow, "conv2d", "out").block == 1
 
 
 class SpellEnds(Simulated):
@@ -104,17 +115,19 @@ class SpellEnds(Simulated):
         return super().reference() * self.slowness()
 
 
-class _SpellSession(Session):
+class _SpellSession(StepSession):
     def __init__(self, owner: SpellEnds, calm: Session) -> None:
+        assert isinstance(calm, StepSession)
+        super().__init__()
         self.owner = owner
         self.calm = calm
 
     def specs(self) -> tuple[OpSpec, ...]:
         return self.calm.specs()
 
-    def time_steps(self) -> list[float]:
+    def clock_steps(self) -> list[float]:
         slowness = self.owner.slowness()
-        return [t * slowness for t in self.calm.time_steps()]
+        return [t * slowness for t in self.calm.clock_steps()]
 
     def time_whole(self) -> float:
         return sum(self.time_steps())
@@ -124,7 +137,7 @@ class _SpellSession(Session):
 def test_a_spell_that_ends_amid_the_sweep_hides_no_block(ends_after: int) -> None:
     # 39 warming calls, then passes of references and 39 widths. A width timed calm beside a reference
     # taken in the spell is no faster than the others.
-    assert find_block(SpellEnds(ends_after, bandwidth_bytes_per_s=1e12), "conv2d", "out") == 8
+    assert measure_sweep(SpellEnds(ends_after, bandwidth_bytes_per_s=1e12), "conv2d", "out").block == 8
 
 
 # --- best_block

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latmorph.device.backend import Backend, Session
+from latmorph.device.backend import Backend, Session, StepSession
 from latmorph.device.fingerprint import Fingerprint
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
@@ -60,8 +60,9 @@ class Spells(Backend):
         return self.reference()
 
 
-class _SpellSession(Session):
+class _SpellSession(StepSession):
     def __init__(self, backend: Spells, steps: Sequence[Step], times: list[float]) -> None:
+        super().__init__()
         self.backend = backend
         self.steps = steps
         self.times = times
@@ -69,7 +70,7 @@ class _SpellSession(Session):
     def specs(self) -> tuple[OpSpec, ...]:
         return tuple(step.spec for step in self.steps)
 
-    def time_steps(self) -> list[float]:
+    def clock_steps(self) -> list[float]:
         return [t * self.backend.factor for t in self.times]
 
     def time_whole(self) -> float:
@@ -101,7 +102,7 @@ class _LoggedSession(_SpellSession):
         factor, self.cold = (10.0 if self.cold else 1.0), False
         return factor
 
-    def time_steps(self) -> list[float]:
+    def clock_steps(self) -> list[float]:
         factor = self._factor("steps")
         return [t * factor for t in self.times]
 
@@ -203,9 +204,9 @@ def test_passes_agree_by_the_reference_beside_them_on_a_machine_that_slows_down(
             return 1e-3 * self.factor
 
     class SlowingSession(_SpellSession):
-        def time_steps(self) -> list[float]:
+        def clock_steps(self) -> list[float]:
             self.backend.factor *= 1.05
-            return super().time_steps()
+            return super().clock_steps()
 
         def time_whole(self) -> float:
             self.backend.factor *= 1.05

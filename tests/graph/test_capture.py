@@ -167,5 +167,5 @@ def test_layouts_are_those_that_operands_have_when_the_network_runs(name: str) -
     model, x = NETWORKS[name]().eval(), torch.zeros(1, 3, 224, 224)
     graph = lm.capture(model, (x,))
     with CpuEager() as backend:
-        specs = backend.load(graph.steps_at(graph.widths)).specs()
+        specs, _ = backend.load(graph.steps_at(graph.widths)).finish()
     assert [bool(s.attr("strided")) for s in graph.specs] == [bool(s.attr("strided")) for s in specs]

@@ -45,7 +45,9 @@ class OneProfile:
         empty = Trees(0, [], [], [], [], [])
         family = Family(0.0, 0.0, 3.0, 0.0, ["flops"], [0.0], [100.0], empty)
         names = (*kinds, "batch_norm", "relu", "hardtanh", "add", "view", "adaptive_avg_pool2d", "mean")
-        self.predictor = Predictor(LatencyModel(roofs, dict.fromkeys(names, family), 1.0, 0.0))
+        self.lowering = None
+        self.model = LatencyModel(roofs, dict.fromkeys(names, family), 1.0, 0.0)
+        self.predictor = Predictor(self.model)
 
 
 def network() -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,18 +16,24 @@ from rich.table import Table
 from torch import nn
 
 import latmorph as lm
+from latmorph.device.roofs import Sweep
 from latmorph.device.timing import Timing
 from latmorph.latency.estimate import Estimate, OpEstimate
 from latmorph.latency.profile import Profile
+from latmorph.morph.cliffs import Cliff
 from latmorph.report.comparison import ComparedNetwork, Comparison
+from latmorph.report.staircase import Staircase
 from latmorph.report.tables import (
+    cliffs_table,
     comparison_table,
     count_text,
     estimate_table,
+    kinds_table,
     measure_table,
     plain,
     profile_tables,
     profiles_table,
+    staircase_table,
     time_text,
 )
 
@@ -135,9 +141,9 @@ ESTIMATE = Estimate(
     total_s=2e-3,
     interval_s=(1.6e-3, 2.5e-3),
     ops=(
-        OpEstimate("relu_1", "", "relu", 0, 0.0, 3e-4, 1e-4, 4e-4),
-        OpEstimate("conv2d_1", "features.0", "conv2d", 27_648, 1.2e-3, 2e-4, 1e-4, 1.3e-3),
-        OpEstimate("linear_1", "head", "linear", 160, 1e-5, 9e-5, 2e-4, 3e-4),
+        OpEstimate("relu_1", "", "relu", 0, 0.0, 3e-4, 1e-4, 4e-4, (3e-4, 5e-4)),
+        OpEstimate("conv2d_1", "features.0", "conv2d", 27_648, 1.2e-3, 2e-4, 1e-4, 1.3e-3, (1.1e-3, 1.5e-3)),
+        OpEstimate("linear_1", "head", "linear", 160, 1e-5, 9e-5, 2e-4, 3e-4, (2e-4, 4e-4)),
     ),
     unpriced=(),
     unmeasured=(),
@@ -148,8 +154,18 @@ ESTIMATE = Estimate(
 def test_the_estimate_table_shows_the_largest_operators_first_with_their_terms() -> None:
     text = text_of(estimate_table(ESTIMATE, None))
     assert "predicted 2.00 ms, 90 % interval 1.60 ms to 2.50 ms" in text
-    conv = ["features.0", "conv2d", "27.6 k", "1.20 ms", "200 us", "100 us", "1.30 ms", "65.0 %", "compute"]
-    assert row_with(text, "conv2d") == conv
+    assert row_with(text, "conv2d") == [
+        "features.0",
+        "conv2d",
+        "27.6 k",
+        "1.20 ms",
+        "200 us",
+        "100 us",
+        "1.30 ms",
+        "1.10 ms to 1.50 ms",
+        "65.0 %",
+        "compute",
+    ]
     # An operator without FLOPs has no compute term, and one called in no module goes by its own name.
     assert row_with(text, "relu") == [
         "relu_1",
@@ -159,6 +175,7 @@ def test_the_estimate_table_shows_the_largest_operators_first_with_their_terms()
         "300 us",
         "100 us",
         "400 us",
+        "300 us to 500 us",
         "20.0 %",
         "memory",
     ]
@@ -170,13 +187,48 @@ def test_the_estimate_table_shows_the_largest_operators_first_with_their_terms()
 def test_the_estimate_table_sums_up_the_operators_that_it_leaves_out() -> None:
     text = text_of(estimate_table(ESTIMATE, 1))
     assert "relu" not in text
-    assert row_with(text, "2 others")[-3:] == ["700 us", "35.0 %", ""]
+    assert row_with(text, "2 others")[-4:] == ["700 us", "", "35.0 %", ""]
 
 
 def test_the_estimate_table_of_a_network_without_operators_is_empty(simulated_profile: Profile) -> None:
     graph = lm.capture(nn.Identity(), (torch.zeros(1),))
     text = text_of(estimate_table(simulated_profile.predict(graph), None))
     assert "predicted 0 us" in text
+
+
+def test_totals_by_kind_add_up_to_the_networks_the_largest_first() -> None:
+    second = OpEstimate("relu_2", "", "relu", 0, 0.0, 9e-4, 1e-4, 1e-3, (9e-4, 1.1e-3))
+    both = replace(ESTIMATE, ops=(*ESTIMATE.ops, second), total_s=3.3e-3, overhead_s=3e-4)
+    text = text_of(kinds_table(both))
+    assert row_with(text, "relu") == ["relu", "2", "", "1.40 ms", "42.4 %"]
+    assert row_with(text, "conv2d") == ["conv2d", "1", "27.6 k", "1.30 ms", "39.4 %"]
+    assert row_with(text, "total ") == ["total", "4", "27.8 k", "3.30 ms", ""]
+    assert text.index("relu") < text.index("conv2d") < text.index("linear")
+    assert row_with(text, "beside")[-2:] == ["300 us", "9.1 %"]
+    # 1.3 of 3.3 ms are under compute, both activations under memory, the linear layer under its overhead.
+    assert "39.4 % compute, 42.4 % memory, 9.1 % overhead" in " ".join(text.split())
+
+
+def test_cliffs_are_told_as_what_narrowing_saves_or_costs() -> None:
+    cliffs = (
+        Cliff("layer3.0.conv2", 65, 65, 64, -0.18, -0.18),
+        Cliff("layer2.0.conv1", 70, 64, 63, 0.034, -0.021),
+    )
+    text = text_of(cliffs_table(cliffs, None))
+    saving = ["layer3.0.conv2", "65", "65 -> 64 channels saves 18.0 %", "-18.0 %", ""]
+    assert row_with(text, "layer3.0.conv2") == saving
+    trap = ["layer2.0.conv1", "70", "64 -> 63 channels costs 3.4 %", "-2.1 %", "trap"]
+    assert row_with(text, "layer2.0.conv1") == trap
+    assert "smaller" not in text
+    assert row_with(text_of(cliffs_table(cliffs, 1)), "smaller")[0] == "1 smaller ones"
+
+
+def test_a_staircase_shows_measured_predicted_and_their_ratio() -> None:
+    sweep = Sweep("conv2d", "in", (30, 31), (1e-4, 2e-4))
+    text = text_of(staircase_table(Staircase(sweep, (1.1e-4, 1e-4))))
+    assert "conv2d by input width" in text
+    assert row_with(text, "30 ") == ["30", "100 us", "110 us", "1.10"]
+    assert row_with(text, "31 ") == ["31", "200 us", "100 us", "0.50"]
 
 
 def test_the_measure_table_shows_the_error_of_the_prediction() -> None:

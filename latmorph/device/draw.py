@@ -1,0 +1,54 @@
+"""Random choices that resemble those of people who design networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SLOW_FLOPS = 1.5e9
+"""Up to this bound on their FLOPs, sampled networks are those of a slow device."""
+
+
+class Draw:
+    """Random choices that resemble designed networks, half of them off the beaten track.
+
+    ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
+    """
+
+    def __init__(self, seed: int, reach: float = 1.0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.reach = reach
+
+    def one(self, choices: Sequence[int]) -> int:
+        return int(choices[int(self.random.integers(len(choices)))])
+
+    def name(self, choices: Sequence[str]) -> str:
+        return choices[int(self.random.integers(len(choices)))]
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.random.random() < probability)
+
+    def width(self, low: int, high: int) -> int:
+        """A log-uniform width; two thirds are multiples of 8 or more, as designers choose them."""
+        value = float(np.exp(self.random.uniform(np.log(low), np.log(high))))
+        step = 1
+        if self.chance(0.67):
+            step = self.one((8, 16, 32, 64)) if value >= 64 else self.one((8, 16))
+        return max(step, round(value / step) * step, 1)
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return float(np.exp(self.random.uniform(np.log(low), np.log(high))))
+
+    def stage(self) -> tuple[int, int, int]:
+        """Batch, resolution and input width of a place in a network."""
+        size = self.one((112, 56, 56, 28, 28, 28, 14, 14, 14, 7, 7, 32, 16, 8, 35, 17, 20, 10, 40, 80))
+        widest = {112: 96, 80: 128, 56: 256, 40: 256}.get(size, 512 if size > 20 else 1280)
+        batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
+        if batch > 1:
+            size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))
+        width = self.width(12 if size > 40 else 24, widest)
+        # One 3x3 convolution of the place's own width stays below the limit of a whole network.
+        while batch > 1 and 18 * batch * (size * width) ** 2 > self.reach * SLOW_FLOPS:
+            batch //= 2
+        return batch, size, width

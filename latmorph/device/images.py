@@ -1,0 +1,344 @@
+"""Sampled networks for images: random relatives of real families."""
+
+from __future__ import annotations
+
+from latmorph.device.builder import NetworkBuilder
+from latmorph.device.draw import Draw
+
+
+def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
+    """Batch norm and an activation in place."""
+    return net.activation(net.batch_norm(x), act)
+
+
+def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """ResNet, ResNeXt: basic and bottleneck blocks, sometimes with the stem before them."""
+    if draw.chance(0.25):
+        batch, size = 1, draw.one((224, 160, 128))
+        if draw.chance(0.2):
+            batch, size = (8, 64) if draw.reach < 16 else (32, 224)
+        net = NetworkBuilder((batch, 3, size, size), dtype)
+        x = norm_act(net, net.conv(-1, draw.width(16, 96), draw.one((7, 7, 3)), 2), "relu")
+        x = net.pool(x, "max_pool2d", 3, 2, 1)
+    else:
+        batch, size, width = draw.stage()
+        net = NetworkBuilder((batch, width, size, size), dtype)
+        x = net.activation(-1, "relu", inplace=False)
+    bottleneck = draw.chance(0.5)
+    grouped = bottleneck and draw.chance(0.25)
+    for block in range(6):
+        if block and net.flops > limit:
+            break
+        width = net.shape(x)[1]
+        changes = draw.chance(0.4) or (bottleneck and block == 0)
+        stride = 2 if changes and net.shape(x)[2] >= 14 and draw.chance(0.6) else 1
+        out = draw.width(max(16, width), min(2048, 2 * width + 16)) if changes else width
+        y = x
+        if bottleneck:
+            inner = draw.width(max(8, out // 6), max(16, out // 2))
+            groups = 1
+            if grouped:
+                groups = draw.one((2, 4, 8, 16, 32))
+                inner = max(1, inner // groups) * groups
+            y = norm_act(net, net.conv(y, inner, 1), "relu")
+            y = norm_act(net, net.conv(y, inner, 3, stride, groups), "relu")
+            y = net.batch_norm(net.conv(y, out, 1))
+        else:
+            y = norm_act(net, net.conv(y, draw.width(max(8, out // 2), out + 8), 3, stride), "relu")
+            y = net.batch_norm(net.conv(y, out, 3))
+        if changes or stride > 1:
+            x = net.batch_norm(net.conv(x, out, 1, stride))
+        x = net.activation(net.binary("add", y, x, inplace=True), "relu")
+    return head(net, draw, x)
+
+
+def head(net: NetworkBuilder, draw: Draw, x: int) -> NetworkBuilder:
+    """Half of the time, the mean over space and a linear layer."""
+    if draw.chance(0.5):
+        classes = draw.one((10, 100, 1000, 1000))
+        pooled = net.mean(x, (2, 3)) if draw.chance(0.4) else net.flatten(net.global_pool(x))
+        net.linear(pooled, classes)
+    return net
+
+
+def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """MobileNetV2 and V3, EfficientNet: inverted residuals, sometimes with squeeze and excite."""
+    act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
+    if draw.chance(0.3):
+        net = NetworkBuilder((1, 3, *[draw.one((224, 160, 96))] * 2), dtype)
+        x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
+        if draw.chance(0.5):
+            x = norm_act(net, net.conv(x, net.shape(x)[1], 3, 1, net.shape(x)[1]), act)
+            x = net.batch_norm(net.conv(x, draw.width(8, 32), 1))
+    else:
+        batch, size, width = draw.stage()
+        net = NetworkBuilder((batch, max(8, width // 3), size, size), dtype)
+        x = net.activation(-1, "relu", inplace=False)
+    excite = draw.chance(0.3)
+    for block in range(8):
+        if block and net.flops > limit / 2:
+            break
+        width = net.shape(x)[1]
+        inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
+        changes = draw.chance(0.4)
+        stride = 2 if changes and net.shape(x)[2] >= 14 and draw.chance(0.6) else 1
+        out = draw.width(max(8, width), 2 * width + 8) if changes else width
+        y = norm_act(net, net.conv(x, inner, 1), act)
+        y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 5, 7)), stride, inner), act)
+        if excite:
+            s = net.global_pool(y)
+            s = net.activation(net.conv(s, max(4, inner // draw.one((4, 16, 24))), 1, bias=True), act)
+            s = net.conv(s, inner, 1, bias=True)
+            gate = "hardsigmoid" if act == "hardswish" else "sigmoid"
+            y = net.binary("mul", y, net.activation(s, gate, inplace=False))
+        y = net.batch_norm(net.conv(y, out, 1))
+        x = y if changes else net.binary("add", x, y)
+    if draw.chance(0.3):
+        x = norm_act(net, net.conv(x, draw.width(320, 1536), 1), act)
+    return head(net, draw, x)
+
+
+def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """VGG, AlexNet: plain wide convolutions with bias, large resolutions, large linear layers."""
+    limit *= 4
+    if draw.chance(0.35):
+        net = NetworkBuilder((1, 3, *[draw.one((224, 224, 160, 112, 64))] * 2), dtype)
+        x = -1
+        width = draw.width(24, 72)
+    else:
+        size = draw.one((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16))
+        width = draw.width(32, {224: 72, 112: 144, 56: 288}.get(size, 544))
+        batch = draw.one((1, 1, 1, 1, 4)) if size <= 32 else 1
+        net = NetworkBuilder((batch, width, size, size), dtype)
+        x = net.activation(-1, "relu", inplace=False)
+    normed, bias = draw.chance(0.2), draw.chance(0.85)
+    for layer in range(6):
+        if layer and net.flops > limit:
+            break
+        x = net.conv(x, width, draw.one((3, 3, 3, 3, 5)) if net.shape(x)[1] < 128 else 3, bias=bias)
+        x = net.activation(net.batch_norm(x) if normed else x, "relu")
+        if draw.chance(0.35) and net.shape(x)[2] >= 14:
+            x = net.pool(x, "max_pool2d", 2, 2)
+            width = min(544, draw.width(width, 2 * width + 8))
+    if draw.chance(0.4):
+        hidden = draw.width(256, 4352)
+        x = net.flatten(net.global_pool(x, draw.one((1, 2, 4, 7))))
+        x = net.activation(net.linear(x, hidden), "relu")
+        x = net.layout(x, "dropout", net.shape(x), p=0.5, train=False)
+        x = net.activation(net.linear(x, draw.width(256, 4352)), "relu")
+        net.linear(x, draw.one((10, 1000)))
+    return net
+
+
+def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """Inception: parallel branches, long and flat kernels, concatenation; now and then DenseNet."""
+    batch, size, width = draw.stage()
+    net = NetworkBuilder((batch, width, size, size), dtype)
+    x = net.activation(-1, "relu", inplace=False)
+    dense = draw.chance(0.25)
+    wide = draw.one((5, 7))
+    for block in range(5):
+        if block and net.flops > limit:
+            break
+        width = net.shape(x)[1]
+
+        def unit(source: int, out: int, kernel: int | tuple[int, int] = 1) -> int:
+            return norm_act(net, net.conv(source, out, kernel), "relu")
+
+        if dense:
+            y = net.activation(net.batch_norm(x), "relu")
+            y = unit(y, draw.width(64, 160))
+            x = net.cat([x, net.conv(y, draw.width(12, 64), 3)])
+            continue
+        narrow = max(8, width // 8)
+        branches = [unit(x, draw.width(narrow, 384)), unit(x, draw.width(narrow, 256))]
+        branches[1] = unit(branches[1], draw.width(narrow, 384), 3)
+        if draw.chance(0.7):
+            y = unit(x, draw.width(narrow, 192))
+            for kernel in ((1, wide), (wide, 1)) if draw.chance(0.6) else ((3, 3), (3, 3)):
+                y = unit(y, draw.width(narrow, 224), kernel)
+            branches.append(y)
+        if draw.chance(0.8):
+            y = net.pool(x, draw.name(("avg_pool2d", "max_pool2d")), 3, 1, 1)
+            branches.append(unit(y, draw.width(narrow, 192)))
+        x = net.cat(branches)
+        if draw.chance(0.3) and net.shape(x)[2] >= 14:
+            y = net.conv(x, draw.width(narrow, 384), 3, 2, padding=0)
+            x = net.cat([norm_act(net, y, "relu"), net.pool(x, "max_pool2d", 3, 2)])
+    return head(net, draw, x)
+
+
+def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """ConvNeXt: large depthwise kernels, channels last for norm and MLP, a learned scale."""
+    batch, size, width = draw.stage()
+    net = NetworkBuilder((batch, width, size, size), dtype)
+    x = net.activation(-1, "relu", inplace=False)
+    for block in range(4):
+        if block and net.flops > limit:
+            break
+        y = net.conv(x, width, 7, 1, width, bias=True)
+        y = net.layer_norm(net.permute(y, (0, 2, 3, 1)))
+        y = net.activation(net.linear(y, draw.width(2 * width, 4 * width + 8)), "gelu")
+        y = net.parameter_binary("mul", net.linear(y, width), (width,))
+        x = net.binary("add", net.permute(y, (0, 3, 1, 2)), x)
+    return net
+
+
+def any_norm(net: NetworkBuilder, x: int, kind: str) -> int:
+    """Batch, group or instance norm."""
+    if kind == "group_norm":
+        width = net.shape(x)[1]
+        return net.group_norm(x, next(g for g in (32, 16, 8, 4, 3, 2, 1) if width % g == 0))
+    return net.instance_norm(x) if kind == "instance_norm" else net.batch_norm(x)
+
+
+def any_act(net: NetworkBuilder, x: int, name: str) -> int:
+    """An activation that may have a slope a channel."""
+    return net.prelu(x) if name == "prelu" else net.activation(x, name)
+
+
+def decoder(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """U-Net, DeepLab, super-resolution: down and up again, joined across; dilated branches."""
+    size = draw.one((160, 128, 96, 64, 64, 48, 32))
+    width = draw.width(8, {160: 16, 128: 24, 96: 32}.get(size, 64))
+    norm = draw.name(("batch_norm", "batch_norm", "group_norm", "instance_norm"))
+    act = draw.name(("relu", "relu", "leaky_relu", "silu", "prelu", "mish", "elu", "softplus"))
+    up = draw.name(
+        (
+            "conv_transpose",
+            "conv_transpose",
+            "upsample_nearest2d",
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+        )
+    )
+    mode = draw.name(("", "", "", "reflect", "replicate", "constant"))
+    net = NetworkBuilder((1, draw.one((1, 3, 3, 4)), size, size), dtype)
+
+    def unit(x: int, out: int, dilation: int = 1) -> int:
+        if mode:
+            x = net.conv(net.pad(x, (1,) * 4, mode), out, 3, bias=norm != "batch_norm", padding=0)
+        else:
+            x = net.conv(x, out, 3, bias=norm != "batch_norm", dilation=dilation)
+        return any_act(net, any_norm(net, x, norm), act)
+
+    x = unit(-1, width)
+    skips = []
+    for _ in range(draw.one((1, 2, 2, 3))):
+        if net.shape(x)[2] < 16 or net.flops > limit:
+            break
+        skips.append(x)
+        x = net.pool(x, draw.name(("max_pool2d", "max_pool2d", "avg_pool2d")), 2, 2)
+        x = unit(x, draw.width(net.shape(x)[1], 2 * net.shape(x)[1] + 8))
+    if draw.chance(0.35):
+        out = draw.width(16, 96)
+        whole = net.resize(net.conv(net.global_pool(x), out, 1), "upsample_bilinear2d", net.shape(x)[2:])
+        x = net.cat([net.conv(x, out, 1), *(unit(x, out, d) for d in (6, 12)[: draw.one((1, 2))]), whole])
+        x = unit(x, out)
+    while skips:
+        skip = skips.pop()
+        if up == "conv_transpose":
+            groups = net.shape(x)[1] if draw.chance(0.1) else 1
+            out = groups if groups > 1 else net.shape(skip)[1]
+            kernel = draw.one((2, 2, 4))
+            x = net.conv_transpose(x, out, kernel, 2, kernel // 2 - 1, groups)
+        else:
+            x = net.resize(x, up, net.shape(skip)[2:])
+        if draw.chance(0.2):
+            x = unit(net.binary("add", net.conv(x, net.shape(skip)[1], 1), skip), net.shape(skip)[1])
+        else:
+            x = unit(net.cat([x, skip]), net.shape(skip)[1])
+    if draw.chance(0.2):
+        net.pixel_shuffle(net.conv(x, 4 * 8, 3), 2)
+    else:
+        net.conv(x, draw.one((1, 2, 21)), 1, bias=True)
+    return net
+
+
+def video(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """R3D, R(2+1)D, X3D, 3-d U-Net: convolutions over time and space, whole, split or depthwise."""
+    frames, size = draw.one((4, 8, 8, 16)), draw.one((56, 40, 28, 28, 16))
+    width = draw.width(8, {56: 16, 40: 24}.get(size, 48))
+    net = NetworkBuilder((1, 3, frames, size, size), dtype)
+    style = draw.name(("whole", "split", "depthwise"))
+    x = norm_act(
+        net, net.conv(-1, width, (3, 5, 5) if draw.chance(0.5) else 3, (1, 2, 2), bias=False), "relu"
+    )
+    pools = draw.chance(0.4)
+    for block in range(4):
+        if block and net.flops > limit:
+            break
+        width = net.shape(x)[1]
+        if style == "whole":
+            y = norm_act(net, net.conv(x, draw.width(width, width + 16), 3), "relu")
+            y = net.batch_norm(net.conv(y, width, 3))
+        elif style == "split":
+            y = norm_act(net, net.conv(x, draw.width(width, 2 * width), (1, 3, 3)), "relu")
+            y = net.batch_norm(net.conv(y, width, (3, 1, 1)))
+        else:
+            inner = draw.width(width, 3 * width)
+            y = norm_act(net, net.conv(x, inner, 1), "relu")
+            y = norm_act(net, net.conv(y, inner, 3, groups=inner), "silu")
+            y = net.batch_norm(net.conv(y, width, 1))
+        x = net.activation(net.binary("add", x, y, inplace=True), "relu")
+        if pools and min(net.shape(x)[2:]) >= 4:
+            x = net.pool(x, "max_pool3d", 2, 2)
+    if draw.chance(0.4):
+        net.conv_transpose(x, draw.width(8, 32), 2, 2)
+    else:
+        net.linear(net.flatten(net.global_pool(x, kind="adaptive_avg_pool3d")), draw.one((10, 400)))
+    return net
+
+
+def light(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """ShuffleNet, GhostNet, ESPNet, CBAM, ConvNeXt V2: split, shuffle and reweight channels."""
+    batch, size, width = draw.stage()
+    width = 2 * max(4, min(width, 192) // 2)
+    net = NetworkBuilder((batch, width, size, size), dtype)
+    x = net.activation(-1, "relu", inplace=False)
+    act = draw.name(("relu", "relu", "prelu", "leaky_relu"))
+    style = draw.name(("shuffle", "ghost", "dilated", "attend", "respond"))
+    for block in range(5):
+        if block and net.flops > limit / 2:
+            break
+        width = net.shape(x)[1]
+        if style == "shuffle":
+            kept, y = net.chunk(x, 2, 1)
+            y = norm_act(net, net.conv(y, width // 2, 1), "relu")
+            y = net.batch_norm(net.conv(y, width // 2, 3, groups=width // 2))
+            x = _shuffle(net, net.cat([kept, norm_act(net, net.conv(y, width // 2, 1), "relu")]))
+        elif style == "ghost":
+            y = any_act(net, net.batch_norm(net.conv(x, width // 2, 1)), act)
+            cheap = any_act(net, net.batch_norm(net.conv(y, width // 2, 3, groups=width // 2)), act)
+            y = net.slice(net.cat([y, cheap]), 1, 0, width)
+            x = net.binary("add", x, y)
+        elif style == "dilated":
+            y = net.conv(x, width // 2, 1)
+            own = width // 2 if draw.chance(0.5) else 1
+            rates = (draw.one((1, 2)), draw.one((4, 8)))
+            parts = [net.conv(y, width // 2, 3, dilation=rate, groups=own) for rate in rates]
+            y = any_act(net, net.batch_norm(net.cat(parts)), act)
+            x = net.binary("add", x, y)
+        elif style == "attend":
+            y = any_act(net, net.batch_norm(net.conv(x, width, 3)), act)
+            means = [net.reduce(y, kind, (1,), True) for kind in ("mean", "amax")]
+            places = net.activation(net.conv(net.cat(means), 1, 7), "sigmoid", inplace=False)
+            most = net.conv(net.global_pool(y, kind="adaptive_max_pool2d"), width, 1)
+            y = net.binary(
+                "mul", net.binary("mul", y, places), net.activation(most, "sigmoid", inplace=False)
+            )
+            x = net.binary("add", x, y)
+        else:
+            y = net.conv(net.group_norm(x, 1), 2 * width, 1)
+            spread = net.scalar("add", net.reduce(y, "var", (2, 3), True), 1e-5)
+            share = net.binary("div", spread, net.reduce(spread, "mean", (1,), True))
+            y = net.addcmul(y, share, y)
+            x = net.binary("add", net.conv(y, width, 1), x)
+    return head(net, draw, x)
+
+
+def _shuffle(net: NetworkBuilder, x: int) -> int:
+    n, c, h, w = net.shape(x)
+    y = net.layout(x, "view", (n, 2, c // 2, h, w), size=(n, 2, c // 2, h, w))
+    y = net.contiguous(net.transpose(y, 1, 2))
+    return net.layout(y, "view", (n, c, h, w), size=(n, c, h, w))

@@ -1,0 +1,82 @@
+"""Which networks a profiling run measures next: those about which the models disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from latmorph.device.roofs import Roofs
+from latmorph.device.timing import CHOSEN, Journal, Plan, shuffled
+from latmorph.errors import ProfileError
+from latmorph.latency.fit import Committee
+from latmorph.opspec import OpSpec, Step, footprint_bytes
+
+CANDIDATES = 4
+"""Networks looked at for each that is chosen."""
+
+GROWTH = 0.25
+"""A round has this share of the networks before it, so that fitting takes a bounded share of a run."""
+
+Lower = Callable[[Sequence[tuple[Step, ...]]], Sequence[Sequence[OpSpec]]]
+"""The operators that networks become on the runtime."""
+
+
+@dataclass
+class AdaptivePlan:
+    """A plan that goes round by round: half of each is drawn blindly, half chosen.
+
+    After each round three models are fitted to parts of the data. Of networks not yet measured those are
+    chosen about whose operators the models differ most. The blind half tells the error on networks that
+    nothing was fitted to; the run ends once that is at most ``error_percent``.
+    """
+
+    plan: Plan
+    roofs: Roofs
+    journal: Journal
+    lower: Lower
+    error_percent: float = 0.0
+
+    def steps(self, network: int) -> tuple[Step, ...]:
+        """The steps of a network of the plan."""
+        return self.plan.steps(network)
+
+    def scratch_bytes(self, network: int) -> int:
+        """Memory to write before each pass."""
+        return self.plan.scratch_bytes(network)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        seen = {v.network for v in self.journal.visits}
+        # What an interrupted run left half done is taken up first, then its networks are behind us.
+        first = 1 + max((n % CHOSEN for n in seen if n >= 0), default=-1)
+        if seen:
+            yield from shuffled(sorted(seen), (self.plan.seed, first))
+        while True:
+            size = max(self.plan.round_size, int(GROWTH * len(seen)))
+            blind = list(range(first, first + (size + 1) // 2))
+            pool = range(first + len(blind), first + len(blind) + CANDIDATES * (size // 2))
+            committee = self._committee()
+            if committee is not None and committee.error_percent <= self.error_percent:
+                return
+            chosen = self._chosen(committee, pool, size // 2)
+            focus = self.plan.focus_round(first)
+            yield from shuffled([*blind, *chosen, *focus], (self.plan.seed, first))
+            seen.update(blind, chosen, focus)
+            first = pool.stop
+
+    def _committee(self) -> Committee | None:
+        if not self.journal.visits:
+            return None
+        try:
+            return Committee.of(self.roofs, self.journal.visits, seed=self.plan.seed)
+        except ProfileError:  # too few networks so far
+            return None
+
+    def _chosen(self, committee: Committee | None, pool: Sequence[int], count: int) -> list[int]:
+        """The networks of the pool about which the models disagree most; the first, without models."""
+        if committee is None:
+            return [CHOSEN + n for n in pool[:count]]
+        doubt = {}
+        for n, specs in zip(pool, self.lower([self.plan.steps(n) for n in pool]), strict=True):
+            doubt[n] = committee.disagreement(specs, footprint_bytes(specs) + self.plan.scratch_bytes(n))
+        most = sorted(doubt, key=lambda n: (-doubt[n], n))[:count]
+        return [CHOSEN + n for n in most]

@@ -1,0 +1,200 @@
+"""What a handler is, and what handlers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from latmorph.opspec import OpSpec, Scalar, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Labels = np.ndarray | None
+"""Labels of one axis, int64 of the axis's size; None where nothing can be removed."""
+
+
+class AxisLabels(Protocol):
+    """What a channel rule may do with the channel labels of one operator's operands.
+
+    A label is an integer for one index of one tensor axis; indices whose labels are tied live and
+    die together. An axis whose indices can never be removed (time, height, ...) has no labels: None.
+    """
+
+    def axis(self, operand: int, axis: int, role: str = "elementwise") -> Labels:
+        """Labels of one axis of one operand; for a parameter, ``role`` says what the axis is."""
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Indices of ``a`` and ``b`` live and die together, one by one."""
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """These indices can never be removed."""
+
+    def output(self, axes: Sequence[Labels], index: int = 0) -> None:
+        """Labels of every axis of one output."""
+
+
+def prod(sizes: Sequence[Scalar]) -> Scalar:
+    """Product of ``sizes``; 1 when empty."""
+    result: Scalar = 1
+    for size in sizes:
+        result = result * size
+    return result
+
+
+class Handler:
+    """Defaults: no FLOPs, every operand read once and every output written once, unknown channels."""
+
+    aten: tuple[str, ...] = ()
+    """Names in torch's ``aten`` namespace, without the trailing underscore of in-place forms."""
+
+    alike: Mapping[str, str] = {}
+    """Kinds that are seldom met, and the kind that the latency model takes them for."""
+
+    lists: tuple[str, ...] = ()
+    """Operands that are lists of tensors: their names stand once for each tensor."""
+
+    def flops(self, spec: OpSpec) -> Scalar:
+        """FLOPs of the operator, two a multiply-add."""
+        return 0
+
+    def padded_flops(self, spec: OpSpec, in_block: int, out_block: int) -> Scalar:
+        """FLOPs when channel counts are rounded up to the device's blocks."""
+        return self.flops(spec)
+
+    def bytes(self, spec: OpSpec) -> Scalar:
+        """Bytes moved when every operand is read once and every output written once."""
+        return sum((t.bytes for t in (*spec.inputs, *spec.outputs)), 0)
+
+    def family(self, spec: OpSpec) -> str:
+        """What the latency model fits together: usually the kind."""
+        return self.alike.get(spec.kind, spec.kind)
+
+    def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
+        """Input and output channels that a kernel sees: the axes it may pad to blocks."""
+        last = spec.out.shape[1] if len(spec.out.shape) in (4, 5) else (*spec.out.shape, 1)[-1]
+        return last, last
+
+    def features(self, spec: OpSpec) -> dict[str, Scalar]:
+        """Sizes, beside FLOPs and bytes, that a kernel's efficiency may depend on."""
+        return {}
+
+    def fitted(self, spec: OpSpec) -> OpSpec:
+        """The operator with those attributes that repeat a size made to agree with its shapes."""
+        return spec
+
+    def target(self, spec: OpSpec) -> str:
+        """Name in torch's ``aten`` namespace that runs this operator."""
+        return spec.kind + ("_" if spec.attr("inplace") else "")
+
+    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> torch.nn.Module:
+        """A module that takes the operands that are not parameters, in order, and runs the operator."""
+        return _aten_call(self.target(spec), spec, parameter, self.lists)
+
+    def keeps_zero(self, spec: OpSpec) -> bool:
+        """Whether a channel that is zero in every activation it reads is zero in what it writes."""
+        return True
+
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        """How the operator ties the channels of its operands. By default: frozen, by name."""
+        freeze_everything(spec, io, f"operator {spec.kind} has no channel rule")
+
+
+def freeze_everything(spec: OpSpec, io: AxisLabels, reason: str) -> None:
+    """Freeze every channel that reaches the operator; its outputs have no channels."""
+    for i, tensor in enumerate(spec.inputs):
+        for axis in range(len(tensor.shape)):
+            io.freeze(io.axis(i, axis), reason)
+    for i, tensor in enumerate(spec.outputs):
+        io.output([None] * len(tensor.shape), i)
+
+
+def pass_axes(spec: OpSpec, io: AxisLabels, frozen: Mapping[int, str] | None = None) -> None:
+    """Outputs with the axes of the first operand, some of which freeze for the reasons given."""
+    axes = [io.axis(0, a) for a in range(len(spec.inputs[0].shape))]
+    for axis, reason in (frozen or {}).items():
+        io.freeze(axes[axis], reason)
+    for i in range(len(spec.outputs)):
+        io.output(axes, i)
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """The value, or a tuple of it alone."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def where(condition: Any, yes: Scalar, no: Scalar) -> Scalar:
+    """``yes`` where the condition holds, else ``no``; works on ints and integer arrays."""
+    if isinstance(condition, bool | int):
+        return yes if condition else no
+    return np.where(condition, yes, no)
+
+
+OURS = ("inplace", "strided", "op")
+"""Attributes that no operator of torch's has."""
+
+
+def _aten_call(
+    name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor], lists: Sequence[str]
+) -> torch.nn.Module:
+    import torch
+
+    function = getattr(torch.ops.aten, name)
+    operands = [(t.name, parameter(t) if t.parameter else None) for t in spec.inputs]
+    listed = {n: spec.attr(n) for n in lists if spec.operand(n) is not None}
+    fixed: dict[str, Any] = {
+        key: _attr_value(key, value, parameter)
+        for key, value in spec.attrs
+        if key not in OURS and key not in listed
+    }
+    fixed.update({n: value for n, value in operands if value is not None and n not in listed})
+    names = [n for n, value in operands if value is None]
+    fixed.update(dict.fromkeys(_left_out(function, {*fixed, *names, *listed})))
+
+    # A module, because the operators of a real network are called through modules as well.
+    class Call(torch.nn.Module):
+        def forward(self, *activations: torch.Tensor) -> Any:
+            return function(**dict(zip(names, activations, strict=True)), **fixed)
+
+    class CallWithLists(torch.nn.Module):
+        def forward(self, *activations: torch.Tensor) -> Any:
+            arriving = iter(activations)
+            given: dict[str, Any] = {n: [] for n in listed}
+            for n, value in operands:
+                tensor = next(arriving) if value is None else value
+                if n in listed:
+                    given[n].append(tensor)
+                else:
+                    given[n] = tensor
+            for n, present in listed.items():
+                if present is not None:  # some places of the list are empty
+                    tensors = iter(given[n])
+                    given[n] = [next(tensors) if there else None for there in present]
+            return function(**{**fixed, **given})
+
+    return CallWithLists() if listed else Call()
+
+
+def _left_out(packet: Any, given: set[str]) -> list[str]:
+    """Arguments without a default that are None because nothing was given for them."""
+    import torch
+
+    found: list[list[str]] = []
+    for overload in packet.overloads():
+        arguments = getattr(packet, overload)._schema.arguments
+        left = [a for a in arguments if a.name not in given and not a.has_default_value()]
+        if given <= {a.name for a in arguments} and all(isinstance(a.type, torch.OptionalType) for a in left):
+            found.append([a.name for a in left])
+    return min(found, key=len, default=[])
+
+
+def _attr_value(key: str, value: Any, parameter: Callable[[TensorSpec], torch.Tensor]) -> Any:
+    import torch
+
+    if key == "device":  # where the parameters are, wherever the network was captured
+        return parameter(TensorSpec("device", ())).device
+    if key in ("dtype", "out_dtype", "memory_format", "layout") and isinstance(value, str):
+        return getattr(torch, value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,53 @@
+"""Values that the parameters and inputs of timed networks have.
+
+Times depend on them: a maximum over random numbers branches at random, and max-pooling takes three times
+as long over them as over constants. So weights and inputs are random, of a size that keeps activations
+near one through any number of layers: no infinities, and no denormal numbers, which are slow.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from latmorph.opspec import TensorSpec
+
+PERIOD = 65521
+"""Random numbers are drawn once and repeated; a prime, so that no two rows of a weight are alike."""
+
+
+@functools.cache
+def _normal() -> np.ndarray:
+    numbers = np.random.default_rng(0).standard_normal(PERIOD, dtype=np.float32)
+    numbers.setflags(write=False)
+    return numbers
+
+
+def parameter_values(spec: TensorSpec) -> np.ndarray:
+    """Values of a parameter, of its shape; float32 for any floating dtype.
+
+    Matrices and kernels are normal with variance ``2 / fan_in`` (He et al. 2015), vectors are those of a
+    fresh norm: ones, and zeros where they are added. Integers are zero.
+    """
+    if not _is_floating(spec):
+        return np.zeros(spec.shape, dtype=spec.dtype)
+    if len(spec.shape) < 2:
+        value = 0.0 if spec.name in ("bias", "running_mean") else 1.0
+        return np.full(spec.shape, value, dtype=np.float32)
+    fan_in = max(1, int(np.prod(spec.shape[1:])))
+    return _repeated(spec.shape, (2.0 / fan_in) ** 0.5)
+
+
+def input_values(spec: TensorSpec) -> np.ndarray:
+    """Values of an input of a network, of its shape: normal, or zero where they are integers (indices)."""
+    return _repeated(spec.shape, 1.0) if _is_floating(spec) else np.zeros(spec.shape, dtype=spec.dtype)
+
+
+def _is_floating(spec: TensorSpec) -> bool:
+    return "float" in spec.dtype
+
+
+def _repeated(shape: tuple[int, ...], scale: float) -> np.ndarray:
+    count = int(np.prod(shape))
+    return np.resize(_normal() * np.float32(scale), count).reshape(shape)
