@@ -28,12 +28,14 @@ def parameter_values(spec: TensorSpec) -> np.ndarray:
     """Values of a parameter, of its shape; float32 for any floating dtype.
 
     Matrices and kernels are normal with variance ``2 / fan_in`` (He et al. 2015), vectors are those of a
-    fresh norm: ones, and zeros where they are added. Integers are zero.
+    fresh norm: ones, and zeros where they are added; a number alone is a half. Integers are zero.
     """
     if not _is_floating(spec):
         return np.zeros(spec.shape, dtype=spec.dtype)
     if len(spec.shape) < 2:
         value = 0.0 if spec.name in ("bias", "running_mean") else 1.0
+        if spec.numel == 1:  # a runtime leaves out products with one and sums with zero
+            value = 0.5
         return np.full(spec.shape, value, dtype=np.float32)
     fan_in = max(1, int(np.prod(spec.shape[1:])))
     return _repeated(spec.shape, (2.0 / fan_in) ** 0.5)

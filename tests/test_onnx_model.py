@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import test_zoo
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +25,10 @@ from latmorph.device.sampling import NetworkBuilder, sample_network
 from latmorph.onnx_model import default_parameter, to_onnx
 from latmorph.onnx_ops import TABLE
 from latmorph.opspec import OpSpec, Step, TensorSpec
+from latmorph.values import parameter_values
+from oracle import randomise
 from tools import networks
+from tools.zoo import import_torchvision
 
 torch.set_num_threads(1)
 
@@ -114,7 +118,7 @@ def disagreement(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """Largest difference between the model in torch and as ONNX, over the largest value."""
     with torch.no_grad():
         wanted = model(*(x.clone() for x in inputs))
-    wanted = (wanted,) if isinstance(wanted, torch.Tensor) else tuple(wanted)
+    wanted = torch.utils._pytree.tree_leaves(wanted)
     ort = session(written(model, inputs))
     names = {v.name: int(v.name.removeprefix("input") or 0) for v in ort.get_inputs()}
     found = ort.run(None, {name: inputs[k].numpy() for name, k in names.items()})
@@ -170,7 +174,10 @@ CASES: dict[str, tuple[nn.Module | Callable[..., Any], tuple[torch.Tensor, ...]]
     "rms_norm": (nn.RMSNorm(8), (S,)),
     "_weight_norm": (With(lambda x, v, g: x @ torch._weight_norm(v, g, 0), random(8, 3), random(8, 1)), (S,)),
     "lstm": (First(nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)), (S,)),
+    "lstm, states": (nn.LSTM(8, 6, bias=False), (S,)),
     "gru": (First(nn.GRU(8, 6)), (S,)),
+    "rnn_relu": (First(nn.RNN(8, 6, nonlinearity="relu", bidirectional=True)), (S,)),
+    "cosine_similarity": (lambda x: F.cosine_similarity(x, x * x, 1), (S,)),
     "hardtanh": (F.hardtanh, (S,)),
     "leaky_relu": (F.leaky_relu, (S,)),
     "elu": (F.elu, (S,)),
@@ -473,6 +480,20 @@ def test_well_known_networks_make_the_exporters_kernels(name: str, tmp_path: Pat
     )
 
 
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", test_zoo.NETWORKS)
+def test_networks_of_the_zoos_make_the_exporters_kernels(name: str, tmp_path: Path) -> None:
+    import_torchvision()
+    torch.manual_seed(0)
+    model = test_zoo.NETWORKS[name]().eval()
+    randomise(model, 0)  # the exporter makes one of equal weights
+    size = 299 if "inception" in name else 224
+    inputs = (torch.randn(1, 3, size, size),)
+    graph = lm.capture(model, inputs)
+    made = kernels(to_onnx(graph.steps_at(graph.widths)), tmp_path)
+    assert made == kernels(exported(model, inputs), tmp_path)
+
+
 def test_values_and_parameters_have_the_names_that_they_promise() -> None:
     net = NetworkBuilder((1, 3, 8, 8))
     net.activation(net.batch_norm(net.conv(-1, 4, bias=True)), "relu")
@@ -541,7 +562,8 @@ def test_default_parameters_average() -> None:
 def test_other_dtypes_are_written(dtype: str) -> None:
     net = NetworkBuilder((1, 8), dtype)
     net.linear(-1, 4)
-    onnx.checker.check_model(to_onnx(net.steps), full_check=True)
+    for parameter in (None, parameter_values):  # which gives float32 for all of them
+        onnx.checker.check_model(to_onnx(net.steps, parameter), full_check=True)
 
 
 def test_an_operator_that_cannot_be_written_is_named() -> None:

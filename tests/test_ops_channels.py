@@ -137,6 +137,42 @@ def test_rebuilt_networks_equal_their_masked_twins(name: str) -> None:
     assert min(sizes) < sum(p.numel() for p in model.parameters())
 
 
+class Remembers(nn.Module):
+    """Keeps what it worked out of its parameter between passes, as LeViT does with its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1))
+        self.known: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "twice" not in self.known:
+            self.known["twice"] = 2 * self.weight
+        return x * self.known["twice"]
+
+
+def test_what_modules_keep_between_passes_is_no_tensor_without_values() -> None:
+    model = Then(conv(6), Remembers(), last(6)).eval()
+    graph = lm.capture(model, (IMAGE,))
+    assert model.middle.known == {}
+    small = lm.shrink(model, lm.Structure.keep(graph, {"first": [0, 2, 3]}))
+    assert small.middle.known == {}
+    assert largest_difference(masked_twin(model, graph, {"first": [0, 2, 3]}), small, (IMAGE,)) <= 1e-5
+
+
+def test_indices_that_a_module_holds_are_no_channels() -> None:
+    class Pick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.arange(6).flip(0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.index_select(1, self.places)
+
+    graph = lm.capture(Then(conv(6), Pick(), last(6)).eval(), (IMAGE,))
+    assert graph.prunable == ()
+
+
 FROZEN: dict[str, tuple[nn.Module, torch.Tensor, str]] = {
     "rolled": (Then(conv(6), lambda x: x.roll(1, 1), last(6)), IMAGE, "roll moves"),
     "flipped": (Then(conv(6), lambda x: x.flip(1), last(6)), IMAGE, "flip moves"),

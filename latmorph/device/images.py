@@ -12,7 +12,7 @@ def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
 
 
 def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
-    """ResNet, ResNeXt: basic and bottleneck blocks, sometimes with the stem before them."""
+    """ResNet, ResNeXt, RegNet: basic and bottleneck blocks, sometimes with the stem before them."""
     if draw.chance(0.25):
         batch, size = 1, draw.one((224, 160, 128))
         if draw.chance(0.2):
@@ -25,7 +25,9 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         net = NetworkBuilder((batch, width, size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
     bottleneck = draw.chance(0.5)
-    grouped = bottleneck and draw.chance(0.25)
+    grouped = bottleneck and draw.chance(0.4)
+    fixed_groups = draw.chance(0.4)
+    group = draw.one((4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
     for block in range(6):
         if block and net.flops > limit:
             break
@@ -37,9 +39,12 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if bottleneck:
             inner = draw.width(max(8, out // 6), max(16, out // 2))
             groups = 1
-            if grouped:
+            if grouped and fixed_groups:
                 groups = draw.one((2, 4, 8, 16, 32))
                 inner = max(1, inner // groups) * groups
+            elif grouped:  # RegNet fixes the width of a group instead of their number
+                groups = max(1, round(inner / group))
+                inner = groups * group
             y = norm_act(net, net.conv(y, inner, 1), "relu")
             y = norm_act(net, net.conv(y, inner, 3, stride, groups), "relu")
             y = net.batch_norm(net.conv(y, out, 1))

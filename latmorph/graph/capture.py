@@ -36,13 +36,13 @@ def capture(
     that it was exported for. The path of an .onnx file stands for the model in it; there ``inputs`` are
     needed only for sizes that the file leaves open, and shapes do as well as tensors.
 
-    Raises CaptureError when ``model`` is no module or no sound file, when it rejects ``inputs``, or when its control
-    flow depends on data; UnknownOperatorError when an operator has no handler, unless
+    Raises CaptureError when ``model`` is no module or no sound file, when it rejects ``inputs``, or when
+    its control flow depends on data; UnknownOperatorError when an operator has no handler, unless
     ``allow_unknown``, which freezes that operator's channels and leaves it without a price.
     """
     if isinstance(model, torch.export.ExportedProgram):
         return _Reader(model).graph(allow_unknown)
-    if isinstance(model, str | Path):
+    if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
         return read_onnx(Path(model), inputs, allow_unknown=allow_unknown)
     if not isinstance(model, torch.nn.Module):
         raise CaptureError(
@@ -55,14 +55,20 @@ def capture(
             "write (x,) for a single tensor"
         )
     _check_signature(model, inputs)
-    with _untouched(model):
+    with untouched(model):
         exported = _export(model, tuple(inputs))
     return _Reader(exported).graph(allow_unknown)
 
 
 @contextlib.contextmanager
-def _untouched(model: torch.nn.Module) -> Iterator[None]:
+def untouched(model: torch.nn.Module) -> Iterator[None]:
+    """The model in eval mode, without gradients; afterwards it and the random state are as they were.
+
+    Dictionaries that modules hold are theirs to keep things in between passes (attention biases, say);
+    what a pass without values leaves there is no tensor.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    kept = [(held, dict(held)) for module in model.modules() for held in _plain_dictionaries(module)]
     model.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -70,6 +76,13 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for held, before in kept:
+            held.clear()
+            held.update(before)
+
+
+def _plain_dictionaries(module: torch.nn.Module) -> list[dict[Any, Any]]:
+    return [v for name, v in vars(module).items() if type(v) is dict and not name.startswith("_")]
 
 
 def _check_signature(model: torch.nn.Module, inputs: Sequence[Any]) -> None:

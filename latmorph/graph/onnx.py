@@ -42,21 +42,22 @@ def read_onnx(path: Path, inputs: Sequence[Any] = (), *, allow_unknown: bool = F
     reader = _Reader(path, _load(path), inputs)
     try:
         reader.read()
-    except (CaptureError, MemoryError):
+        graph = reader.graph()
+    except CaptureError:
         raise
-    except Exception as error:  # a file can be wrong in more ways than can be named
+    except (Exception, MemoryError) as error:  # a file can be wrong in more ways than can be named
         raise CaptureError(
-            f"{path}: {reader.where}: {_first(error)}; the file is damaged or unusual"
+            f"{path}: {reader.where}: {_first(error)}; the file is damaged, or an unusual one"
         ) from None
     if reader.unknown and not allow_unknown:
         raise UnknownOperatorError(reader.unknown)
-    return reader.graph()
+    return graph
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    onnx = import_onnx()
+    package = import_onnx()
     try:
-        model: onnx.ModelProto = onnx.load(str(path), load_external_data=False)
+        model: onnx.ModelProto = package.load(str(path), load_external_data=False)
         if model.functions:
             from onnx import inliner
 
@@ -86,6 +87,8 @@ class _Reader(Values):
         self.opset = self.opsets.get("", self.opsets.get("ai.onnx", 1))
         self.inputs: list[int] = []
         self.where = "the model"
+        self.axes_length = 0
+        self.said = {v.name: v.type for v in (*model.graph.value_info, *model.graph.output)}
 
     def graph(self) -> Graph:
         outputs = [self.tensor(v.name) for v in self.model.graph.output if v.name in self.types]
@@ -109,15 +112,19 @@ class _Reader(Values):
 
     def _initializer(self, tensor: onnx.TensorProto) -> None:
         shape = tuple(tensor.dims)
-        if any(not 0 <= size <= LARGEST_AXIS for size in shape):
-            raise CaptureError(f"{self.path}: initializer {tensor.name!r} has an impossible shape {shape}")
-        if sum(sum(t.dims) for t in self.weights.values()) + sum(shape) > LARGEST_AXIS:
+        self._check(tensor.name, shape)
+        self.axes_length += sum(shape)
+        if self.axes_length > LARGEST_AXIS:
             raise CaptureError(f"{self.path}: its initializers are larger than any network's")
         self.weights[tensor.name] = tensor
         self.types[tensor.name] = self.onnx.helper.make_tensor_type_proto(tensor.data_type, shape)
         inside = tensor.data_location != self.onnx.TensorProto.EXTERNAL
         if inside and int(np.prod(shape, dtype=np.float64)) <= FOLDED:
             self.constants[tensor.name] = self.onnx.numpy_helper.to_array(tensor)
+
+    def _check(self, name: str, shape: Shape) -> None:
+        if any(not 0 <= size <= LARGEST_AXIS for size in shape):
+            raise CaptureError(f"{self.path}: {name!r} has a shape that no network has, {shape}")
 
     def _inputs(self, values: Sequence[onnx.ValueInfoProto]) -> None:
         shapes = [tuple(int(s) for s in getattr(x, "shape", x)) for x in self.given]
@@ -129,8 +136,8 @@ class _Reader(Values):
             fixed = [d.dim_value if d.HasField("dim_value") else None for d in held.shape.dim]
             if not value.type.HasField("tensor_type") or not held.HasField("shape"):
                 raise CaptureError(f"{self.path}: input {value.name!r} is no tensor of a known rank")
-            shape = shapes[i] if shapes else fixed
-            if None in shape:
+            shape = shapes[i] if shapes else tuple(-1 if s is None else s for s in fixed)
+            if -1 in shape:
                 sizes = "x".join("?" if s is None else str(s) for s in fixed)
                 raise CaptureError(
                     f"{self.path}: input {value.name!r} has open sizes, {sizes}: give an example or a shape "
@@ -140,6 +147,7 @@ class _Reader(Values):
                 raise CaptureError(
                     f"{self.path}: input {value.name!r} has {len(fixed)} axes, and {shape} was given"
                 )
+            self._check(value.name, shape)
             self.types[value.name] = self.onnx.helper.make_tensor_type_proto(held.elem_type, shape)
             self.inputs.append(self.tensor(value.name))
 
@@ -162,21 +170,26 @@ class _Reader(Values):
             )
         except Exception:  # no schema, or one whose rules do not fit: the file may say it itself
             found = {}
-        said = {v.name: v.type for v in (*self.model.graph.value_info, *self.model.graph.output)}
         types = {}
         for name in proto.output:
-            for kind in (found.get(name), said.get(name) if not self.given else None):
+            # What the file says holds for the sizes that it was written for.
+            for kind in (found.get(name), None if self.given else self.said.get(name)):
                 if kind is not None and _is_fixed(kind) and name not in types:
+                    self._check(name, _shape(kind))
                     types[name] = kind
         return types
 
     def _fold(self, proto: onnx.NodeProto) -> bool:
         """Whether the node only computes shapes, so that its outputs are constants from now on."""
         if proto.op_type == "Constant":
-            made = [self.onnx.helper.get_attribute_value(proto.attribute[0])]
-            if isinstance(made[0], self.onnx.TensorProto):
-                made = [self.onnx.numpy_helper.to_array(made[0])]
-            arrays = [np.asarray(made[0], np.float32 if "float" in proto.attribute[0].name else None)]
+            value = self.onnx.helper.get_attribute_value(proto.attribute[0])
+            if isinstance(value, self.onnx.TensorProto) and int(np.prod(value.dims)) > 1:
+                value.name = proto.output[0]  # what an exporter writes here instead of among the weights
+                self._initializer(value)
+                return True
+            if isinstance(value, self.onnx.TensorProto):
+                value = self.onnx.numpy_helper.to_array(value)
+            arrays = [np.asarray(value, np.float32 if "float" in proto.attribute[0].name else None)]
         elif proto.op_type in ("Shape", "Size") and proto.input[0] in self.types:
             shape = self.shape(proto.input[0])
             start, end = (next((a.i for a in proto.attribute if a.name == n), None) for n in ("start", "end"))
@@ -219,10 +232,8 @@ class _Reader(Values):
             [helper.make_empty_tensor_value_info(name) for name in proto.output],
         )
         model = helper.make_model(graph, opset_imports=list(self.model.opset_import))
-        result: list[np.ndarray] = ReferenceEvaluator(model).run(
-            None, {name: self.constants[name] for name in read}
-        )
-        return result
+        made = ReferenceEvaluator(model).run(None, {name: self.constants[name] for name in read})
+        return [np.asarray(array) for array in made]
 
     # Nodes.
 
@@ -232,7 +243,9 @@ class _Reader(Values):
         self.types.update(self._infer(proto))
         call = Call(self, proto, proto.name or f"{proto.op_type}_{number}")
         write = TABLE.get(proto.op_type) if proto.domain in ("", "ai.onnx") else None
-        ready = all(not n or n in self.types for n in (*proto.input, *proto.output))
+        # Some operators have outputs that nobody reads and no rule describes.
+        wanted = [n for n in proto.output if n in self.readers or n in self.said]
+        ready = all(not n or n in self.types for n in (*proto.input, *proto.output[:1], *wanted))
         if write is None or not ready or not write(call):
             call.unknown()
 

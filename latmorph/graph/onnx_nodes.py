@@ -6,7 +6,7 @@ To teach latmorph to read an operator, add a function to this file. Nothing else
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class Product:
 
     x: str
     weight: str
-    shapes: dict[str, Shape]
+    shapes: Mapping[str, Shape]
 
 
 class Values:
@@ -48,8 +48,8 @@ class Values:
         self.types: dict[str, onnx.TypeProto] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.weights: dict[str, onnx.TensorProto] = {}
-        self.turned: dict[str, str] = {}
-        self.valuess: dict[str, list[onnx.NodeProto]] = {}
+        self.stand_ins: dict[str, str] = {}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.products: dict[str, Product] = {}
         self.unknown: dict[str, list[str]] = {}
 
@@ -134,8 +134,7 @@ class Call:
         kind: str,
         operands: Sequence[tuple[str, str]],
         outputs: Sequence[str] | None = None,
-        shapes: dict[str, Shape] | None = None,
-        learned: bool = True,
+        shapes: Mapping[str, Shape] | None = None,
         **attrs: Any,
     ) -> bool:
         """Add an operator that reads ``operands``, pairs of the schema's name and the value's; always true.
@@ -143,11 +142,7 @@ class Call:
         ``shapes`` lays weights out otherwise than the file does.
         """
         values = self.values
-        read = [
-            (name, values.tensor(value, (shapes or {}).get(value), learned))
-            for name, value in operands
-            if value
-        ]
+        read = [(name, values.tensor(value, (shapes or {}).get(value))) for name, value in operands if value]
         made = [values.tensor(o) for o in (self.proto.output if outputs is None else outputs) if o]
         tensors = values.tensors
         spec = OpSpec(
@@ -169,7 +164,7 @@ class Call:
         """Add the node as an operator that has no handler, under its own name."""
         name = f"{self.proto.domain}.{self.op}" if self.proto.domain not in ("", "ai.onnx") else self.op
         self.values.unknown.setdefault(name, []).append(self.module or self.name)
-        read = [("input", n) for n in self.proto.input if n in self.values.types]
+        read = [("input", n) for n in _names_read(self.proto) if n in self.values.types]
         for output in self.proto.output:  # a shape that nobody knows is none, and what reads it unknown too
             if output and output not in self.values.types:
                 self.values.tensors.append(Tensor((), "float32"))
@@ -184,6 +179,13 @@ class Call:
         if len(scopes) > 1:
             return str(scopes[-2])
         return self.name.strip("/").rpartition("/")[0].replace("/", ".") if "/" in self.name else ""
+
+
+def _names_read(proto: onnx.NodeProto) -> list[str]:
+    """The values that a node reads, those that the graphs inside it read included."""
+    inner = [a.g for a in proto.attribute if a.HasField("g")]
+    names = [*proto.input, *(n for graph in inner for node in graph.node for n in _names_read(node))]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _plain(value: Any) -> Any:
@@ -268,14 +270,14 @@ def _gemm(at: Call) -> bool:
         return False
     if not c:
         return at.add("mm", [("self", a), ("mat2", b)])
-    factors = {"beta": float(at.attr("beta", 1.0)), "alpha": float(at.attr("alpha", 1.0))}
+    factors: dict[str, Any] = {"beta": float(at.attr("beta", 1.0)), "alpha": float(at.attr("alpha", 1.0))}
     return at.add("addmm", [("self", c), ("mat1", a), ("mat2", b)], **factors)
 
 
 @reads("MatMul")
 def _matmul(at: Call) -> bool:
     values, weight = at.values, at.input(1)
-    source = values.turned.get(weight)
+    source = values.stand_ins.get(weight)
     shapes: dict[str, Shape] = {}
     if source is None and values.is_weight(weight) and len(at.shape(1)) == 2:
         source, shapes = weight, _turned(at, weight)
@@ -301,13 +303,10 @@ def _attention(at: Call) -> bool:
     if len(at.proto.input) > 4 or len(at.shape()) != 4 or len(at.proto.output) > 1:
         return False
     operands = [*zip(("query", "key", "value", "attn_mask"), at.proto.input, strict=False)]
-    grouped = at.shape()[1] != at.shape(1)[1]
-    return at.add(
-        "scaled_dot_product_attention",
-        operands,
-        **({"is_causal": True} if at.attr("is_causal", 0) else {}),
-        **({"enable_gqa": True} if grouped else {}),
-    )
+    said: dict[str, Any] = {"is_causal": True} if at.attr("is_causal", 0) else {}
+    if at.shape()[1] != at.shape(1)[1]:
+        said["enable_gqa"] = True
+    return at.add("scaled_dot_product_attention", operands, **said)
 
 
 @reads("BatchNormalization")
@@ -413,7 +412,7 @@ def _hard_sigmoid(at: Call) -> bool:
 
 @reads("Clip")
 def _clip(at: Call) -> bool:
-    bounds = {}
+    bounds: dict[str, Any] = {}
     for i, name in ((1, "min"), (2, "max")):
         value = at.attr(name) if not at.input(i) else at.values.number(at.input(i))
         if at.input(i) and value is None:
@@ -425,7 +424,7 @@ def _clip(at: Call) -> bool:
 
 @reads("PRelu")
 def _prelu(at: Call) -> bool:
-    slope = at.input(1)
+    slope = at.values.stand_ins.get(at.input(1), at.input(1))
     if not at.values.is_weight(slope):
         return False
     return at.add("prelu", [("self", at.x), ("weight", slope)], shapes={slope: (int(np.prod(at.shape(1))),)})
@@ -493,7 +492,7 @@ def _binary(at: Call) -> bool:
     name = "exponent" if kind == "pow" else "other"
     number = values.number(b)
     if number is not None:
-        return at.add(kind, [("self", a)], **{name: number})
+        return at.add(kind, [("self", a)], **dict[str, Any]({name: number}))
     number = values.number(a)
     if number is not None and kind in ("add", "mul", "maximum", "minimum", "eq"):
         return at.add(kind, [("self", b)], other=number)
@@ -504,12 +503,27 @@ def _binary(at: Call) -> bool:
     return at.add(kind, [("self", a), (name, b)])
 
 
+@reads("Sum")
+def _sum(at: Call) -> bool:
+    total, *rest = at.proto.input
+    if not rest:
+        return at.view("alias")
+    for n, operand in enumerate(rest):  # torch adds two at a time
+        made = at.out if n == len(rest) - 1 else f"{at.out}:{n}"
+        shape = np.broadcast_shapes(at.values.shape(total), at.values.shape(operand))
+        at.values.define(made, at.x, shape)
+        at.add("add", [("self", total), ("other", operand)], [made])
+        total = made
+    return True
+
+
 @reads("Where")
 def _where(at: Call) -> bool:
     numbers = {n: at.values.number(at.input(i)) for i, n in ((1, "self"), (2, "other"))}
     operands = [("condition", at.x)]
     operands += [(n, at.input(i)) for i, n in ((1, "self"), (2, "other")) if numbers[n] is None]
-    return at.add("where", operands, **{n: v for n, v in numbers.items() if v is not None})
+    fixed: dict[str, Any] = {n: v for n, v in numbers.items() if v is not None}
+    return at.add("where", operands, **fixed)
 
 
 # Pooling and resizing.
@@ -608,7 +622,7 @@ def _reduce(at: Call) -> bool:
     if not axes and at.attr("noop_with_empty_axes", 0):
         return at.view("alias")
     dims = axes or list(range(len(at.shape())))
-    order = {"ReduceL1": {"ord": 1.0}, "ReduceL2": {"ord": 2.0}}.get(at.op, {})
+    order: dict[str, Any] = {"ReduceL1": {"ord": 1.0}, "ReduceL2": {"ord": 2.0}}.get(at.op, {})
     keep = bool(at.attr("keepdims", 1))
     return at.add(_REDUCES[at.op], [("self", at.x)], **order, dim=tuple(dims), keepdim=keep)
 
@@ -645,24 +659,27 @@ def _topk(at: Call) -> bool:
 # Layouts and pieces.
 
 
-@reads("Reshape", "Flatten")
+@reads("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def _reshape(at: Call) -> bool:
-    return at.add("view", [("self", at.x)], op="reshape", shape=at.out_shape)
+    if _stands_for_a_weight(at, "PRelu"):
+        return True
+    return at.view("reshape", shape=at.out_shape)
 
 
-@reads("Squeeze", "Unsqueeze")
-def _squeeze(at: Call) -> bool:
-    return at.add("view", [("self", at.x)], op="reshape", shape=at.out_shape)
+def _stands_for_a_weight(at: Call, op: str) -> bool:
+    """Whether the node's value is only a weight in another layout, read as one by operators ``op``."""
+    readers = at.values.readers.get(at.out, [])
+    only = bool(readers) and all(r.op_type == op and at.out in r.input[1:2] for r in readers)
+    if at.values.is_weight(at.x) and only:
+        at.values.stand_ins[at.out] = at.x
+        return True
+    return False
 
 
 @reads("Transpose")
 def _transpose(at: Call) -> bool:
-    values, rank = at.values, len(at.shape())
-    order = at.attr("perm") or list(reversed(range(rank)))
-    users = values.readers.get(at.out, [])
-    only_weight = all(u.op_type == "MatMul" and list(u.input).index(at.out) == 1 for u in users)
-    if values.is_weight(at.x) and list(order) == [1, 0] and only_weight:
-        values.turned[at.out] = at.x
+    order = [int(a) for a in at.attr("perm") or reversed(range(len(at.shape())))]
+    if order == [1, 0] and _stands_for_a_weight(at, "MatMul"):
         return True
     return at.view("permute", dims=order)
 
@@ -735,8 +752,8 @@ def _gather(at: Call) -> bool:
         return at.add("embedding", [("weight", at.x), ("indices", index)])
     if len(at.shape(1)) == 1:
         return at.add("index_select", [("self", at.x), ("index", index)], dim=axis)
-    places = (False,) * axis + (True,)
-    return at.add("index", [("self", at.x), ("indices", index)], **({} if axis == 0 else {"indices": places}))
+    places: dict[str, Any] = {"indices": (False,) * axis + (True,)} if axis else {}
+    return at.add("index", [("self", at.x), ("indices", index)], **places)
 
 
 @reads("GatherElements")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from latmorph.errors import StructureError
+from latmorph.graph.capture import untouched
 
 Resize = Mapping[str, Mapping[int, np.ndarray]]
 """For each parameter's name and axis: the old index at every new place, -1 for a new one."""
@@ -138,11 +139,9 @@ def _update_attributes(module: Any) -> None:
 def _try_forward(model: nn.Module, inputs: Inputs) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with untouched(model), FakeTensorMode(allow_non_fake_inputs=True):
             model(*(example(shape, dtype, device) for shape, dtype in inputs))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -150,9 +149,6 @@ def _try_forward(model: nn.Module, inputs: Inputs) -> None:
             f"{type(model).__name__}.forward does not accept the new sizes: {first}; it may hard-code "
             "a size: write x.flatten(1) or -1 instead of a number"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def example(shape: Sequence[int], dtype: str, device: Any = "cpu") -> torch.Tensor:

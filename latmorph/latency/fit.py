@@ -97,8 +97,13 @@ class Committee:
     overhead_s: float
 
     @classmethod
-    def of(cls, roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> Committee:
-        """Fit one model a fold. Raises ProfileError when there are too few networks to hold any out."""
+    def of(
+        cls, roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0, rounds: int | None = None
+    ) -> Committee:
+        """Fit one model a fold, of so many trees a family, by default as many as the final one.
+
+        Raises ProfileError when there are too few networks to hold any out.
+        """
         found, whole = observations([v for v in visits if all(map(ops.is_known, v.specs))])
         networks = np.array(sorted(whole))
         if len(networks) < FEWEST_NETWORKS:
@@ -114,7 +119,7 @@ class Committee:
         for fold in range(FOLDS):
             out = folds[owner] == fold
             table = _Table.of(roofs, [o for o, left in zip(found, out, strict=True) if not left])
-            families = _fit_families(table, seed, ROUNDS)
+            families = _fit_families(table, seed, ROUNDS if rounds is None else rounds)
             predictor = Predictor(LatencyModel(roofs, families, 1.0, 0.0))
             predictors.append(predictor)
             for network in np.flatnonzero(folds == fold):
@@ -123,12 +128,13 @@ class Committee:
                 calm_s[own] = predictor(specs, found[own[0]].footprint_bytes).total_s[:, 0]
                 slower = [_in_spell(families, found[i]) for i in own]
                 held_s[own] = calm_s[own] * slower
-        sums = np.bincount(owner, weights=calm_s, minlength=len(networks))
+        predicted = np.bincount(owner, weights=calm_s)
+        sums = np.bincount(owner, weights=[o.time_s for o in found])
         measured = np.array([whole[n].time_s for n in networks.tolist()])
         spell = np.array([whole[n].spell for n in networks.tolist()])
         for _ in range(2):
-            scale, overhead_s = _whole_from_sum(sums, measured)
-            errors = np.log(measured / (scale * sums + overhead_s))
+            scale, overhead_s = _whole_from_sum(predicted, sums, measured)
+            errors = np.log(measured / (scale * predicted + overhead_s))
             slope = _slope(spell, errors, np.ones(len(errors)))
             measured, errors = measured * np.exp(-slope * spell), errors - slope * spell
         return cls(tuple(predictors), tuple(found), held_s, networks, folds, errors, scale, overhead_s)
@@ -170,20 +176,23 @@ class Committee:
         )
 
 
-def _whole_from_sum(sums: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
-    """The factor and the constant that take sums of operators to whole passes, in relative error.
+def _whole_from_sum(predicted: np.ndarray, sums: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
+    """The factor and the constant that take predicted sums of operators to whole passes.
 
-    Both at least zero; large errors count by their size, not by its square.
+    The constant, what a pass costs beside its operators, is that of a line through the measured ``sums`` and
+    ``whole`` times, in relative error, where large errors count by their size, not by its square. The
+    factor is a median, in which a network counts by the root of its time: those of many operators, or of
+    large ones, tell best what a sum lacks.
     """
     from scipy.optimize import nnls
 
-    design = np.stack([sums, np.ones(len(sums))], axis=1) / measured[:, None]
+    design = np.stack([sums, np.ones(len(sums))], axis=1) / whole[:, None]
     weight = np.ones(len(sums))
     for _ in range(8):
-        (scale, constant), _ = nnls(design * weight[:, None], weight)
-        error = np.abs(design @ [scale, constant] - 1)
-        weight = 1 / np.sqrt(np.maximum(error, 0.01))
-    return float(scale), float(constant)
+        line, _ = nnls(design * weight[:, None], weight)
+        weight = 1 / np.sqrt(np.maximum(np.abs(design @ line - 1), 0.01))
+    constant = min(float(line[1]), 0.5 * float(whole.min()))
+    return _weighted_median((whole - constant) / predicted, np.sqrt(whole)), constant
 
 
 def _central_sigma(errors: np.ndarray) -> float:
@@ -269,26 +278,62 @@ class _Table:
 
 
 def _fit_families(tables: dict[str, _Table], seed: int, rounds: int) -> dict[str, Family]:
-    return {name: _fit_family(table, seed, rounds) for name, table in tables.items()}
+    parts = {name: _Part.of(table) for name, table in tables.items()}
+    told = [p for p in parts.values() if p.informed.any()]
+    usual = 0.0
+    if told:
+        usual = _weighted_median(
+            np.concatenate([p.target for p in told]), np.concatenate([p.informed * p.weight for p in told])
+        )
+    return {name: _fit_family(table, parts[name], usual, seed, rounds) for name, table in tables.items()}
 
 
-def _fit_family(table: _Table, seed: int, rounds: int) -> Family:
-    times, ideal = table.times_s, table.ideal_s
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What of a family's times is left after the overhead: its log over the roofline.
+
+    ``informed`` says how well it can be told apart from the overhead, from 0 to 1; ``weight`` how much an
+    operator counts: by a power of its share in its network, since large ones decide a network's time.
+    """
+
+    overhead_s: float
+    target: np.ndarray
+    weight: np.ndarray
+    informed: np.ndarray
+
+    @classmethod
+    def of(cls, table: _Table) -> _Part:
+        times, ideal = np.maximum(table.times_s, CLOCK_S), table.ideal_s
+        overhead = _overhead(table.overhead_s, times, ideal)
+        # At least a tenth of the time: below that it cannot be told apart at all.
+        target = np.log(np.maximum(times - overhead, 0.1 * times) / np.maximum(ideal, 1e-12))
+        weight = table.share**0.75 * (1 - 0.9 * np.minimum(overhead / times, 1.0))
+        # What took longer than its like by more than trees can say was interrupted: it is no large operator.
+        weight[times > np.exp(BOUND) * (overhead + ideal * np.exp(np.median(target)))] = 0.0
+        informed = np.where((ideal > 0) & (times > 1.5 * overhead), 1 - overhead / times, 0.0)
+        return cls(overhead, target, weight, informed)
+
+
+BELIEF = 5.0
+"""Operators, told apart from their overhead, that it takes to believe in a family's own level by half."""
+
+
+def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int) -> Family:
     limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
-    if not np.any(ideal > 0):  # nothing computed and nothing moved: views cost their dispatch
-        return Family(float(np.median(times)), 0.0, BOUND, 0.0, table.names, *limits, _no_trees())
-    overhead = _overhead(table.overhead_s, times, ideal)
-    # What is left after the overhead, at least a tenth of the time: below that it cannot be told apart.
-    target = np.log(np.maximum(times - overhead, 0.1 * times) / np.maximum(ideal, 1e-12))
-    # An operator counts by a power of its share in its network: large ones decide a network's time.
-    weight = table.share**0.75 * (1 - 0.9 * overhead / times)
-    level = float(_weighted_median(target, weight))
+    if not np.any(table.ideal_s > 0):  # nothing computed and nothing moved: views cost their dispatch
+        middle = float(np.median(table.times_s))
+        return Family(middle, 0.0, BOUND, 0.0, table.names, *limits, _no_trees())
+    weight, target = part.weight, part.target
+    # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
+    told = float(part.informed.sum())
+    own = _weighted_median(target, part.informed * weight) if told else usual
+    level = (told * own + BELIEF * usual) / (told + BELIEF)
+    target = np.where(part.informed > 0, target, level)
     rough = Forest(_fit_trees(table.x, target - level, weight, seed, rounds // 3))
     slope = _slope(table.spell, target - level - rough(table.x), weight)
     target = target - slope * table.spell
-    level = float(_weighted_median(target, weight))
     trees = _fit_trees(table.x, target - level, weight, seed, rounds)
-    return Family(overhead, level, BOUND, 0.0, table.names, *limits, trees, slope)
+    return Family(part.overhead_s, level, BOUND, 0.0, table.names, *limits, trees, slope)
 
 
 def _slope(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> float:

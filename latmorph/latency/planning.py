@@ -11,11 +11,14 @@ from latmorph.errors import ProfileError
 from latmorph.latency.fit import Committee
 from latmorph.opspec import OpSpec, Step, footprint_bytes
 
-CANDIDATES = 4
+CANDIDATES = 2
 """Networks looked at for each that is chosen."""
 
-GROWTH = 0.25
+GROWTH = 0.5
 """A round has this share of the networks before it, so that fitting takes a bounded share of a run."""
+
+ROUNDS = 100
+"""Trees of the models that choose: enough to differ where little was measured."""
 
 Lower = Callable[[Sequence[tuple[Step, ...]]], Sequence[Sequence[OpSpec]]]
 """The operators that networks become on the runtime."""
@@ -46,10 +49,8 @@ class AdaptivePlan:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         seen = {v.network for v in self.journal.visits}
-        # What an interrupted run left half done is taken up first, then its networks are behind us.
+        # A run that goes on draws afresh: what is left of the round that was interrupted, it looked at.
         first = 1 + max((n % CHOSEN for n in seen if n >= 0), default=-1)
-        if seen:
-            yield from shuffled(sorted(seen), (self.plan.seed, first))
         while True:
             size = max(self.plan.round_size, int(GROWTH * len(seen)))
             blind = list(range(first, first + (size + 1) // 2))
@@ -58,7 +59,7 @@ class AdaptivePlan:
             if committee is not None and committee.error_percent <= self.error_percent:
                 return
             chosen = self._chosen(committee, pool, size // 2)
-            focus = self.plan.focus_round(first)
+            focus = [-1 - i for i in range(len(self.plan.focus)) if -1 - i not in seen][:size]
             yield from shuffled([*blind, *chosen, *focus], (self.plan.seed, first))
             seen.update(blind, chosen, focus)
             first = pool.stop
@@ -67,7 +68,7 @@ class AdaptivePlan:
         if not self.journal.visits:
             return None
         try:
-            return Committee.of(self.roofs, self.journal.visits, seed=self.plan.seed)
+            return Committee.of(self.roofs, self.journal.visits, seed=self.plan.seed, rounds=ROUNDS)
         except ProfileError:  # too few networks so far
             return None
 

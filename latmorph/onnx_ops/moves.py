@@ -116,6 +116,14 @@ def _vector_norm(at: Site) -> str:
     return at("Pow", total, at.array_of(1 / order))
 
 
+@writes("cosine_similarity")
+def _cosine(at: Site) -> str:
+    axis, eps = at.ints(at.axis(1)), at.array_of(float(at.attr("eps", 1e-8)))
+    lengths = [at("ReduceL2", x, axis, keepdims=1) for x in at.operands()]
+    a, b = (at("Div", x, at("Clip", n, eps)) for x, n in zip(at.operands(), lengths, strict=True))
+    return at("ReduceSum", at("Mul", a, b), axis, keepdims=0)
+
+
 @writes("softmax", "log_softmax", "_softmax", "_log_softmax")
 def _softmax(at: Site) -> str:
     x = at.cast(at.x, at.spec.inputs[0].dtype, at.spec.out.dtype)

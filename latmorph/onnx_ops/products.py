@@ -205,40 +205,51 @@ def _instance_norm(at: Site) -> str | list[str]:
     return at("InstanceNormalization", at.x, scale, shift, epsilon=float(at.attr("eps", 1e-5)))
 
 
-@writes("lstm", "gru")
+_RECURRENT: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    # The operator, and where torch has the gates that ONNX wants in its order (input, output, forget, cell;
+    # update, reset, hidden).
+    "lstm": ("LSTM", (0, 3, 1, 2), {}),
+    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
+    "rnn_tanh": ("RNN", (0,), {}),
+    "rnn_relu": ("RNN", (0,), {"activations": ["Relu"]}),
+}
+
+
+@writes(*_RECURRENT)
 def _recurrent(at: Site) -> list[str]:
-    lstm = at.spec.kind == "lstm"
-    if not at.attr("has_biases", True):
-        raise at.refuse("without biases")
+    op, gates, settings = _RECURRENT[at.spec.kind]
     directions = 2 if at.attr("bidirectional") else 1
     layers, batch_first = int(at.attr("num_layers")), bool(at.attr("batch_first"))
     weights = [i for i, t in enumerate(at.spec.inputs) if t.name == "params"]
+    each = 4 if at.attr("has_biases", True) else 2
+    if len(weights) != each * layers * directions:
+        raise at.refuse("with a projection")
     states = at.operands("hx")
     n, length = (at.shape[0], at.shape[1]) if batch_first else (at.shape[1], at.shape[0])
     hidden = at.spec.inputs[weights[1]].shape[1]
+    settings = settings | {
+        "hidden_size": hidden,
+        "direction": "bidirectional" if directions == 2 else "forward",
+    }
+    if "activations" in settings:
+        settings["activations"] = settings["activations"] * directions
     x = at("Transpose", at.x, perm=[1, 0, 2]) if batch_first else at.x
     ends: list[list[str]] = [[] for _ in states]
     for layer in range(layers):
         first = layer * directions
-        chosen = [weights[4 * (first + d) : 4 * (first + d) + 4] for d in range(directions)]
-        arrays = [[_gates(at.array(i), lstm) for i in four] for four in chosen]
-        joined = [
-            np.stack([four[0] for four in arrays]),
-            np.stack([four[1] for four in arrays]),
-            np.stack([np.concatenate(four[2:]) for four in arrays]),
-        ]
+        chosen = [weights[each * (first + d) : each * (first + d + 1)] for d in range(directions)]
+        arrays = [[_gates(at.array(i), gates) for i in own] for own in chosen]
+        joined = [np.stack([own[0] for own in arrays]), np.stack([own[1] for own in arrays])]
+        if each == 4:
+            joined.append(np.stack([np.concatenate(own[2:]) for own in arrays]))
         constants = [
-            at.writer.constant(a, f"p{at.index}_params_{layer}_{k}")
-            for k, a in zip("wrb", joined, strict=True)
+            at.writer.constant(array, f"p{at.index}_params_{layer}_{k}")
+            for k, array in zip("wrb", joined, strict=False)
         ]
+        constants += [""] * (3 - len(constants))
         span = (at.ints(first), at.ints(first + directions), at.ints(0))
         begin = [s if layers == 1 else at("Slice", s, *span) for s in states]
-        settings: dict[str, Any] = {
-            "hidden_size": hidden,
-            "direction": "bidirectional" if directions == 2 else "forward",
-        }
-        settings |= {} if lstm else {"linear_before_reset": 1}
-        made = at.several(at.spec.kind.upper(), [x, *constants, "", *begin], 1 + len(states), **settings)
+        made = at.several(op, [x, *constants, "", *begin], 1 + len(states), **settings)
         for found, end in zip(ends, made[1:], strict=True):
             found.append(end)
         x = at("Transpose", made[0], perm=[0, 2, 1, 3])
@@ -247,8 +258,7 @@ def _recurrent(at: Site) -> list[str]:
     return [at("Transpose", x, perm=[1, 0, 2]) if batch_first else x, *finals]
 
 
-def _gates(weight: np.ndarray, lstm: bool) -> np.ndarray:
-    """Torch's order of gates (input, forget, cell, output; reset, update, new) turned into ONNX's."""
-    parts = np.split(weight, 4 if lstm else 3)
-    order = (0, 3, 1, 2) if lstm else (1, 0, 2)
+def _gates(weight: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """A weight, or a bias, with its gates in another order."""
+    parts = np.split(weight, len(order))
     return np.concatenate([parts[i] for i in order])

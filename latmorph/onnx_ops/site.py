@@ -165,7 +165,8 @@ class Site:
         if self.given[i] is not None:
             operand = self.spec.inputs[i].name
             raise UsageError(f"{self.spec.kind} with a computed {operand} cannot be written as ONNX")
-        return self.writer.parameter(self.spec.inputs[i])
+        tensor = self.spec.inputs[i]
+        return self.writer.parameter(tensor).astype(numpy_dtype(tensor.dtype), copy=False)
 
     def parameter(self, i: int, change: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> str:
         """Operand ``i``, a parameter, as a constant, changed as the exporter folds it."""

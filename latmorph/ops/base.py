@@ -141,7 +141,7 @@ def _aten_call(
 ) -> torch.nn.Module:
     import torch
 
-    function = getattr(torch.ops.aten, name)
+    packet = getattr(torch.ops.aten, name)
     operands = [(t.name, parameter(t) if t.parameter else None) for t in spec.inputs]
     listed = {n: spec.attr(n) for n in lists if spec.operand(n) is not None}
     fixed: dict[str, Any] = {
@@ -151,7 +151,10 @@ def _aten_call(
     }
     fixed.update({n: value for n, value in operands if value is not None and n not in listed})
     names = [n for n, value in operands if value is None]
-    fixed.update(dict.fromkeys(_left_out(function, {*fixed, *names, *listed})))
+    kinds = {key: "str" if isinstance(value, str) else "" for key, value in fixed.items()}
+    kinds.update((t.name, "Tensor") for t in spec.inputs)
+    function, left_out = _overload(packet, kinds)
+    fixed.update(dict.fromkeys(left_out))
 
     # A module, because the operators of a real network are called through modules as well.
     class Call(torch.nn.Module):
@@ -177,17 +180,27 @@ def _aten_call(
     return CallWithLists() if listed else Call()
 
 
-def _left_out(packet: Any, given: set[str]) -> list[str]:
-    """Arguments without a default that are None because nothing was given for them."""
+def _overload(packet: Any, given: Mapping[str, str]) -> tuple[Any, list[str]]:
+    """The overload for these arguments, and those of its own that are None because nothing was given.
+
+    ``given`` says of each argument whether it is a ``Tensor``, a ``str`` or anything else. Found once, here:
+    torch, asked at every call, tries one after the other, and a try that fails takes longer than many
+    an operator. Where none fits by its schema, torch shall choose.
+    """
     import torch
 
-    found: list[list[str]] = []
-    for overload in packet.overloads():
-        arguments = getattr(packet, overload)._schema.arguments
+    found: list[tuple[Any, list[str]]] = []
+    for name in packet.overloads():
+        overload = getattr(packet, name)
+        arguments = overload._schema.arguments
         left = [a for a in arguments if a.name not in given and not a.has_default_value()]
-        if given <= {a.name for a in arguments} and all(isinstance(a.type, torch.OptionalType) for a in left):
-            found.append([a.name for a in left])
-    return min(found, key=len, default=[])
+        taken = [a for a in arguments if a.name in given]
+        fits = len(taken) == len(given) and all(
+            (kind in str(a.type)) == (kind == given[a.name]) for a in taken for kind in ("Tensor", "str")
+        )
+        if fits and all(isinstance(a.type, torch.OptionalType) for a in left):
+            found.append((overload, [a.name for a in left]))
+    return min(found, key=lambda x: len(x[1]), default=(packet, []))
 
 
 def _attr_value(key: str, value: Any, parameter: Callable[[TensorSpec], torch.Tensor]) -> Any:

@@ -265,6 +265,7 @@ class Gather(Handler):
         reason = f"{spec.kind} picks among these channels"
         rank = len(spec.inputs[0].shape)
         if spec.kind == "index_select" and rank:
+            io.freeze(io.axis(1, 0), reason)
             pass_axes(spec, io, {spec.attr("dim") % rank: reason})
         else:
             freeze_everything(spec, io, reason)

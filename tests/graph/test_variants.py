@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_variants_run_in_torch_with_the_shapes_that_they_promise(name: str) -> N
     assert len({tuple(s.spec.out.shape for s in steps) for steps in made}) > 1
     for steps in made:
         program = _Program(steps, "cpu")
-        values = {-1: (program.input,)}
+        values: dict[int, Any] = {-1: program.inputs}
         with torch.no_grad():
             for i, call in enumerate(program.calls):
                 out = call(*(values[s][k] for s, k in program.sources[i]))
@@ -65,17 +67,31 @@ def test_variants_run_in_torch_with_the_shapes_that_they_promise(name: str) -> N
                 assert [tuple(v.shape) for v in values[i]] == [t.shape for t in steps[i].spec.outputs]
 
 
-def test_a_network_that_cannot_be_timed_by_its_operators_says_why() -> None:
-    class Two(nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return x + y
+class Two(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
 
-    class Constant(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + torch.tensor([1.0, 2.0])
 
+class Constant(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tensor([1.0, 2.0])
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).real
+
+
+def test_several_inputs_and_constants_are_given_to_a_backend() -> None:
     x = torch.zeros(3, 2)
-    with pytest.raises(lm.UsageError, match="2 inputs"):
-        variants(lm.capture(Two(), (x, x)), 1)
-    with pytest.raises(lm.UsageError, match="reads a constant"):
-        variants(lm.capture(Constant(), (x,)), 1)
+    for model, inputs in ((Two(), (x, x + 1)), (Constant(), (x,))):
+        (steps,) = variants(lm.capture(model, inputs), 1)
+        program = _Program(steps, "cpu")
+        assert [tuple(given.shape) for given in program.inputs.values()] == [(3, 2)] * len(inputs)
+        program.run()
+
+
+def test_a_network_that_cannot_be_timed_by_its_operators_says_why() -> None:
+    graph = lm.capture(Spectrum(), (torch.zeros(3, 2),), allow_unknown=True)
+    with pytest.raises(lm.UsageError, match=r"without a handler.*fft"):
+        variants(graph, 1)

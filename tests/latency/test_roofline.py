@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from latmorph.device.roofs import Roofs
 from latmorph.device.sampling import NetworkBuilder
-from latmorph.latency.roofline import SHARPNESS, SIZES, blocks_of, features, smoothmax, terms
+from latmorph.latency.roofline import RATIOS, SHARPNESS, SIZES, blocks_of, features, smoothmax, terms
 from latmorph.opspec import OpSpec, TensorSpec
 
 ROOFS = Roofs(
@@ -167,6 +167,16 @@ def test_features_of_a_convolution_by_hand() -> None:
     expected |= {"out_mod_4": 2, "out_mod_8": 2, "out_mod_16": 10, "out_mod_32": 10}
     assert remainders == expected
     assert row["inplace"] == 0
+    # Of a block of 16 channels, 3 and 10 are used; a ratio is the difference of two logarithms.
+    assert (row["in_used"], row["out_used"]) == (3 / 16, 10 / 16)
+    for over, under in RATIOS:
+        assert row[f"{over}_per_{under}"] == pytest.approx(log[over] - log[under])
+
+
+@pytest.mark.parametrize(("width", "used"), [(1, 1 / 16), (15, 15 / 16), (16, 1.0), (17, 17 / 32), (64, 1.0)])
+def test_the_share_of_a_block_that_channels_use(width: int, used: float) -> None:
+    names, table = features(spec_of("conv2d", width, 8), 1, 0.0)
+    assert table[0, names.index("in_used")] == pytest.approx(used)
 
 
 def test_an_in_place_operator_can_be_told_from_one_that_writes_anew() -> None:
