@@ -114,7 +114,7 @@ def imports(source: str, file: str, files: list[str]) -> Iterator[tuple[int, str
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # ``from latmorph import ops`` is of ops/__init__.py; ``from latmorph import capture`` is of __init__.py.
+            # ``from latmorph import ops`` is of ops/__init__.py, ``capture`` of the package's own.
             for alias in node.names:
                 whole = f"{module}.{alias.name}"
                 inside = whole.removeprefix("latmorph.")

@@ -245,6 +245,7 @@ class _Table:
     """The observations of one family as arrays over its operators; ``share`` is of their networks' time."""
 
     overhead_s: float
+    network: np.ndarray
     times_s: np.ndarray
     spell: np.ndarray
     ideal_s: np.ndarray
@@ -267,6 +268,7 @@ class _Table:
             rows = [_features(o.spec, float(o.footprint_bytes)) for o in group]
             tables[name] = cls(
                 roofs.overhead_s,
+                np.array([o.network for o in group]),
                 times,
                 np.array([o.spell for o in group]),
                 roofline.smoothmax(pairs[:, 0], pairs[:, 1]),
@@ -329,11 +331,26 @@ def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int
     own = _weighted_median(target, part.informed * weight) if told else usual
     level = (told * own + BELIEF * usual) / (told + BELIEF)
     target = np.where(part.informed > 0, target, level)
-    rough = Forest(_fit_trees(table.x, target - level, weight, seed, rounds // 3))
-    slope = _slope(table.spell, target - level - rough(table.x), weight)
+    unseen = _cross_fitted(table, target - level, weight, seed, rounds // 3)
+    slope = _slope(table.spell, target - level - unseen, weight)
     target = target - slope * table.spell
     trees = _fit_trees(table.x, target - level, weight, seed, rounds)
     return Family(part.overhead_s, level, BOUND, 0.0, table.names, *limits, trees, slope)
+
+
+def _cross_fitted(
+    table: _Table, target: np.ndarray, weight: np.ndarray, seed: int, rounds: int
+) -> np.ndarray:
+    """What trees say of operators whose networks they have not seen: half of the networks at a time.
+
+    Of those that they have seen they know the spell by heart.
+    """
+    half = np.unique(table.network, return_inverse=True)[1] % 2 == 0
+    said = np.empty(len(target))
+    for out in (half, ~half):
+        trees = _fit_trees(table.x[~out], target[~out], weight[~out], seed, rounds)
+        said[out] = Forest(trees)(table.x[out])
+    return said
 
 
 def _slope(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> float:

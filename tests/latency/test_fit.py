@@ -237,8 +237,9 @@ def test_what_neighbours_slow_more_than_the_reference_is_told_from_the_spells(
     model, validation = fit(roofs_of(device), visits)
     # Drawn a little towards zero: some 300 operators in spells of a sixth or so speak against 20 of a tenth.
     assert model.families["conv2d"].spell_slope == pytest.approx(slope, abs=0.05 + 0.15 * slope)
-    # What is predicted is the calm machine, though four networks in five were seen in a spell only.
-    assert np.median(np.abs(errors(model, device))) < 0.03
+    # What is predicted is the calm machine, though four networks in five were seen in a spell only: theirs
+    # are a fifth of the slope too slow. At most a quarter of that is left.
+    assert np.median(np.abs(errors(model, device))) < 0.03 + 0.05 * slope
     assert validation.median_error_percent < 4
 
 
@@ -281,10 +282,14 @@ def test_held_out_networks_of_the_formula_are_predicted_closely() -> None:
 def test_only_networks_drawn_blindly_tell_the_error() -> None:
     device = Simulated()
     visits = [quiet_visit(device, k, chain(k)) for k in range(12)]
-    odd = [dataclasses.replace(quiet_visit(device, n, chain(77)), whole_s=(1.0,)) for n in (-1, CHOSEN + 3)]
+    odd = [quiet_visit(device, n, chain(77), whole=2.0) for n in (-1, CHOSEN + 3)]
     committee = committee_of([*visits, *odd])
-    assert committee.sampled.tolist() == [0 <= n < 12 for n in committee.networks.tolist()]
-    assert committee.error_percent < 10  # the odd ones are off by a factor of a thousand
+    blind = np.array([0 <= n < 12 for n in committee.networks.tolist()])
+    assert committee.sampled.tolist() == blind.tolist()
+    percent = 100 * np.abs(np.exp(-committee.errors) - 1)
+    assert np.min(percent[~blind]) > 40  # twice as slow as the sum of their operators
+    assert committee.error_percent == pytest.approx(np.mean(percent[blind]))
+    assert committee.error_percent < 10
     assert committee.validation({}).networks == 12
     # Where none was drawn blindly, all count.
     focused = committee_of([dataclasses.replace(v, network=-1 - v.network) for v in visits])
@@ -361,15 +366,24 @@ def test_trees_as_arrays_predict_what_lightgbm_predicts(settings: dict[str, Any]
 
 
 def test_trees_of_a_single_leaf_are_trees_too() -> None:
-    # Once nothing is left to gain, a tree is one leaf.
-    booster, x = boosted(60, 0, min_gain_to_split=12.0, learning_rate=0.5)
+    # Where leaves must be larger than half of the rows, no tree can split.
+    booster, x = boosted(60, 0, min_data_in_leaf=50)
     text = booster.model_to_string()
     assert "num_leaves=1\n" in text
     trees = _as_arrays(text)
     assert trees.well_formed
     assert Forest(trees)(x) == pytest.approx(booster.predict(x), abs=1e-5)
-    alone, x = boosted(60, 0, min_data_in_leaf=50)
-    assert Forest(_as_arrays(alone.model_to_string()))(x) == pytest.approx(alone.predict(x), abs=1e-5)
+
+
+def test_trees_of_different_sizes_are_padded_and_a_single_leaf_among_them_counts() -> None:
+    booster, x = boosted(60, 0)
+    text = booster.model_to_string()
+    first, rest = text.split("\nTree=1\n", 1)
+    leaf = "\nTree=40\nnum_leaves=1\nnum_cat=0\nleaf_value=0.25\n"
+    trees = _as_arrays(first + leaf + "\nTree=1\n" + rest)
+    assert trees.well_formed
+    assert len(trees.feature) == 41
+    assert Forest(trees)(x) == pytest.approx(booster.predict(x) + 0.25, abs=1e-5)
 
 
 # --- few samples

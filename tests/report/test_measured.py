@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
@@ -59,6 +59,11 @@ def of_another_machine(profile: Profile) -> Profile:
     return Profile(header, profile.model, profile.visits)
 
 
+def calmer_half(samples: Sequence[float]) -> float:
+    kept = sorted(samples)[: -(-len(samples) // 2)]
+    return sum(kept) / len(kept)
+
+
 def test_the_model_runs_in_eval_mode_without_gradients_on_the_profiles_threads(
     cpu_profile: Profile, three_threads: None
 ) -> None:
@@ -97,14 +102,14 @@ def test_every_sample_is_kept_beside_its_reference(cpu_profile: Profile) -> None
 
 def test_the_time_is_scaled_to_the_calm_reference_of_this_machines_profile(cpu_profile: Profile) -> None:
     timing = lm.measure(Watched(), X, cpu_profile, passes=4)
-    in_references = min(timing.samples_s) / min(timing.references_s)
+    in_references = calmer_half(timing.samples_s) / calmer_half(timing.references_s)
     assert timing.time_s == pytest.approx(in_references * cpu_profile.header.reference_s)
 
 
 def test_another_machines_calm_reference_says_nothing_here(cpu_profile: Profile) -> None:
     timing = lm.measure(Watched(), X, of_another_machine(cpu_profile), passes=4)
     # The calmest reference of this very run stands in for it, and cancels out.
-    assert timing.time_s == pytest.approx(min(timing.samples_s))
+    assert timing.time_s == pytest.approx(calmer_half(timing.samples_s))
 
 
 def test_networks_take_turns_in_every_pass(cpu_profile: Profile) -> None:
