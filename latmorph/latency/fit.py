@@ -294,8 +294,9 @@ def _fit_families(tables: dict[str, _Table], seed: int, rounds: int) -> dict[str
 class _Part:
     """What of a family's times is left after the overhead: its log over the roofline.
 
-    ``informed`` says how well it can be told apart from the overhead, from 0 to 1; ``weight`` how much an
-    operator counts: by a power of its share in its network, since large ones decide a network's time.
+    ``informed`` says how well it can be told apart from the overhead, from 0 to 1, and 0 where the roofline
+    is so far below the overhead that what is left is noise; ``weight`` how much an operator counts: by a
+    power of its share in its network, since large ones decide a network's time.
     """
 
     overhead_s: float
@@ -312,7 +313,9 @@ class _Part:
         weight = table.share**0.75 * (1 - 0.9 * np.minimum(overhead / times, 1.0))
         # What took longer than its like by more than trees can say was interrupted: it is no large operator.
         weight[times > np.exp(BOUND) * (overhead + ideal * np.exp(np.median(target)))] = 0.0
-        informed = np.where((ideal > 0) & (times > 1.5 * overhead), 1 - overhead / times, 0.0)
+        informed = np.where(
+            (ideal > 0.02 * overhead) & (ideal > 0) & (times > 1.5 * overhead), 1 - overhead / times, 0.0
+        )
         return cls(overhead, target, weight, informed)
 
 
