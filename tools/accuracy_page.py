@@ -553,8 +553,8 @@ variants of it. No network of zoo, hard or removal is used in fitting a profile.
 
 **Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
 pass each runs once untimed and once timed, in random order, with a fixed reference operator before and
-after. A round's time is the smallest sample over the smallest reference, times the reference's time on
-the calm machine. Everything is measured in one round, then everything again in a second; "measured" is
+after. A round's time is that of the calmer half of its samples over that of the references, times the
+reference's on the calm machine. Everything is measured in one round, then again in a second; "measured" is
 the median of the two. **Repeatability** is the second round against the first: the same networks, the
 same method, minutes apart. On Linux, the allocator keeps freed memory (`keep_freed_memory` in
 `latmorph/device/eager.py`), in profiles and here.
