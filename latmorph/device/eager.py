@@ -12,7 +12,7 @@ import torch
 
 from latmorph import ops
 from latmorph.device.backend import Backend, Session, StepSession, keep_freed_memory
-from latmorph.device.fingerprint import Fingerprint, cpu_caches, cpu_cores, cpu_features, cpu_name
+from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.errors import DeviceError
 from latmorph.opspec import OpSpec, Step, TensorSpec, network_inputs
 from latmorph.values import input_values, parameter_values
@@ -182,20 +182,8 @@ class CpuEager(_Eager):
         torch.set_num_threads(self._threads_before)
 
     def fingerprint(self) -> Fingerprint:
-        import platform
-
-        return Fingerprint(
-            device="cpu",
-            name=cpu_name(),
-            cores=cpu_cores(),
-            features=cpu_features(),
-            caches_bytes=cpu_caches(),
-            runtime="eager",
-            runtime_version=f"torch {torch.__version__.split('+')[0]}",
-            dtype=self.dtype,
-            threads=self.threads,
-            system=platform.system(),
-        )
+        version = f"torch {torch.__version__.split('+')[0]}"
+        return cpu_fingerprint("eager", version, self.dtype, self.threads)
 
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         return _CpuSession(steps, self.device, self._scratch(scratch_bytes))

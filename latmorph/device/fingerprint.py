@@ -119,3 +119,22 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_fingerprint(
+    runtime: str, version: str, dtype: str, threads: int, options: tuple[tuple[str, str], ...] = ()
+) -> Fingerprint:
+    """This machine's CPU with a runtime on it."""
+    return Fingerprint(
+        device="cpu",
+        name=cpu_name(),
+        cores=cpu_cores(),
+        features=cpu_features(),
+        caches_bytes=cpu_caches(),
+        runtime=runtime,
+        runtime_version=version,
+        dtype=dtype,
+        threads=threads,
+        system=platform.system(),
+        options=options,
+    )

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from latmorph.device.backend import Backend, Session, keep_freed_memory
-from latmorph.device.fingerprint import Fingerprint, cpu_caches, cpu_cores, cpu_features, cpu_name
+from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.device.lowering import NUMBERS, Kernel, order_of_steps, read_kernels
 from latmorph.errors import DeviceError, UsageError
 from latmorph.onnx_model import OPSET, import_onnx, to_onnx
@@ -451,21 +451,8 @@ class OnnxRuntime(Backend):
             self.folder = None
 
     def fingerprint(self) -> Fingerprint:
-        import platform
-
-        return Fingerprint(
-            device="cpu",
-            name=cpu_name(),
-            cores=cpu_cores(),
-            features=cpu_features(),
-            caches_bytes=cpu_caches(),
-            runtime="onnxruntime",
-            runtime_version=f"onnxruntime {import_onnxruntime().__version__}",
-            dtype=self.dtype,
-            threads=self.options.threads,
-            system=platform.system(),
-            options=self.options.pairs,
-        )
+        version = f"onnxruntime {import_onnxruntime().__version__}"
+        return cpu_fingerprint("onnxruntime", version, self.dtype, self.options.threads, self.options.pairs)
 
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         if len(self._buffer) < scratch_bytes:
