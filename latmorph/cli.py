@@ -17,7 +17,7 @@ from latmorph.errors import LatmorphError, LatmorphWarning, ProfileMismatchWarni
 if TYPE_CHECKING:
     from latmorph.device.backend import Backend
     from latmorph.device.fingerprint import Fingerprint
-    from latmorph.latency.profile import Profile
+    from latmorph.latency.profile import Header, Profile
     from latmorph.report.staircase import Staircase
 
 FRESH_VARIANTS = 60
@@ -286,19 +286,27 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
 
 def _newest_of(here: Fingerprint) -> Profile | None:
     """The newest profile whose timings carry over, of sampled networks alone; None if there is none."""
-    from latmorph.errors import ProfileError
-    from latmorph.latency.profile import list_profiles, open_profile, read_header
+    from latmorph.latency.profile import open_profile
 
     found: list[tuple[str, Path]] = []
+    for header, folder in _headers():
+        if not header.focused_visits and not header.fingerprint.differences(here):
+            found.append((header.created, folder))
+    return open_profile(max(found)[1]) if found else None
+
+
+def _headers() -> Iterator[tuple[Header, Path]]:
+    """The header and the folder of every profile; those that cannot be read are named on stderr."""
+    from latmorph.errors import ProfileError
+    from latmorph.latency.profile import list_profiles, read_header
+
     for folder in list_profiles().values():
         try:
             header = read_header(folder)
         except ProfileError as error:
             _note(f"latmorph: {error}")
             continue
-        if not header.focused_visits and not header.fingerprint.differences(here):
-            found.append((header.created, folder))
-    return open_profile(max(found)[1]) if found else None
+        yield header, folder
 
 
 def _print_profile(args: argparse.Namespace, profile: Profile, folder: Path) -> None:
@@ -312,8 +320,7 @@ def _print_profile(args: argparse.Namespace, profile: Profile, folder: Path) -> 
 
 
 def _profiles(args: argparse.Namespace) -> None:
-    from latmorph.errors import ProfileError
-    from latmorph.latency.profile import list_profiles, mismatch, read_header
+    from latmorph.latency.profile import mismatch
     from latmorph.report.tables import profiles_table
 
     if args.name:
@@ -322,12 +329,7 @@ def _profiles(args: argparse.Namespace) -> None:
     if args.operator or args.output:
         raise UsageError("--operator and --output go with a profile's NAME: it says whose pictures to draw")
     rows = []
-    for folder in list_profiles().values():
-        try:
-            header = read_header(folder)
-        except ProfileError as error:
-            _note(f"latmorph: {error}")
-            continue
+    for header, _ in _headers():
         rows.append((header, not mismatch(header.fingerprint)))
     if args.json:
         _print_json([{"profile": header, "of_this_machine": here} for header, here in rows])
