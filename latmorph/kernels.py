@@ -52,7 +52,7 @@ class KernelHandler(Handler):
     """What is common to all kernels: every operand is read once, every output written once."""
 
     kinds: tuple[str, ...] = _kinds(
-        ("onnx", "Expand Tile Pad DepthToSpace SpaceToDepth Trilu ScatterElements ScatterND OneHot Resize"),
+        ("onnx", "Expand Tile Pad DepthToSpace SpaceToDepth Trilu ScatterElements ScatterND OneHot"),
         ("onnx", "Upsample Col2Im GridSample ReverseSequence RotaryEmbedding"),
         ("microsoft", "RotaryEmbedding GridSample"),
         ("nchwc", "Upsample"),
@@ -64,6 +64,15 @@ class KernelHandler(Handler):
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         return {"operands": len(spec.inputs), "numel_last": spec.inputs[-1].numel}
+
+
+class Resize(KernelHandler):
+    """Pictures in another size: nearest, linear and cubic have code of their own."""
+
+    kinds = _kinds(("onnx", "Resize"))
+
+    def family(self, spec: OpSpec) -> str:
+        return f"onnx.Resize.{spec.attr('mode', 'nearest')}"
 
 
 class Elementwise(KernelHandler):
@@ -402,7 +411,17 @@ _ALL: tuple[KernelHandler, ...] = (
         Pool(),
         Reorder(),
     ),
-    *(Rows(), ChannelNorm(), Reduce(), View(), Transpose(), Pieces(), Elementwise(), KernelHandler()),
+    *(
+        Rows(),
+        ChannelNorm(),
+        Reduce(),
+        View(),
+        Transpose(),
+        Pieces(),
+        Resize(),
+        Elementwise(),
+        KernelHandler(),
+    ),
 )
 _BY_KIND: dict[str, Handler] = {kind: handler for handler in _ALL for kind in handler.kinds}
 ops.register(_BY_KIND)

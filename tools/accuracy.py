@@ -4,7 +4,7 @@ Usage: python -m tools.accuracy [--runtime eager] [--threads 1 2] [--set zoo|har
        [--seed 0] [--profile NAME] [--limit K] [--resume] [--predict] [-o docs/accuracy]
 
 For each number of threads and each set: takes the profile named, or this machine's newest, predicts every
-network, then measures all of them in two rounds. What is measured goes line by line into a journal in
+network, then measures all of them in four rounds. What is measured goes line by line into a journal in
 out/accuracy, so that an interrupted run goes on with ``--resume``; in the end raw samples and figures go
 into one JSON a profile and set, and ``docs/accuracy.md`` is written anew from all of those JSONs. With
 ``--predict`` nothing is measured: the times in the JSONs stay, and the profile predicts anew.
@@ -16,11 +16,13 @@ import argparse
 import datetime
 import functools
 import gc
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -39,6 +41,7 @@ from latmorph.latency.profile import (
     shipped_folder,
 )
 from latmorph.opspec import OpSpec
+from latmorph.report.exported import exported
 from latmorph.report.measured import measure_together
 from latmorph.report.tables import time_text
 from tools.accuracy_page import (
@@ -55,11 +58,11 @@ from tools.accuracy_page import (
 from tools.hard_set import HardNetwork, hard_set
 from tools.zoo import ZooNetwork, written_out, zoo
 
-ROUNDS = 2
+ROUNDS = 4
 CHUNK = 6
 """Networks that stand side by side, and in memory, at a time."""
 
-PASSES = (5, 15)
+PASSES = (4, 12)
 """A round has at least and at most so many passes, and in between as many as fill every network's turn."""
 
 HARD_COUNT = 64
@@ -99,13 +102,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is said of a network before it is measured; see :class:`tools.accuracy_page.Network`."""
+    """What is said of a network before it is measured; see :class:`tools.accuracy_page.Network`.
+
+    ``digest`` tells this network, at these widths, from any other.
+    """
 
     flops: int
     roofline_s: float
     predicted_s: float
     interval_s: tuple[float, float]
     unpriced: tuple[str, ...]
+    digest: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -119,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the hard set and the channels to remove")
     parser.add_argument("--profile", help="name or folder; by default this machine's newest")
     parser.add_argument("--limit", type=int, help="networks of a set (parents of shrunk ones), for a trial")
-    parser.add_argument("--turn", type=float, default=0.8, help="seconds of a network in a round, about")
+    parser.add_argument("--turn", type=float, default=0.4, help="seconds of a network in a round, about")
     parser.add_argument("--passes", type=int, help="timed passes a round, whatever time they take")
     parser.add_argument("--focus-budget", type=float, default=FOCUS_BUDGET_S, help="seconds")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
@@ -351,7 +358,13 @@ def whole(profile: Profile, graph: lm.Graph | None, case: Case) -> Forecast:
         estimate.total_s,
         estimate.interval_s,
         estimate.unpriced,
+        digest_of(graph.fingerprint, *(spec.to_json() for spec in graph.specs)),
     )
+
+
+def digest_of(*words: str) -> str:
+    """Hexadecimal digits that tell these words from others."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def removal(profile: Profile, graph: lm.Graph, widths: Mapping[str, int], parent: Forecast) -> Forecast:
@@ -368,6 +381,7 @@ def removal(profile: Profile, graph: lm.Graph, widths: Mapping[str, int], parent
         predicted,
         (low, high),
         parent.unpriced,
+        digest_of(parent.digest, *(f"{group} {width}" for group, width in widths.items())),
     )
 
 
@@ -383,6 +397,29 @@ def roofline_s(roofs: Roofs, specs: Iterable[OpSpec]) -> float:
 
 
 # Measurements.
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """What is measured of a case: a module in eager, for ONNX Runtime a file that torch's exporter wrote.
+
+    Files stay in ``folder`` by the network's digest, since exporting takes longer than measuring: without
+    them every round of every run would wait for it.
+    """
+
+    runtime: str
+    folder: Path
+
+    def __call__(self, case: Case, digest: str) -> tuple[torch.nn.Module | Path, tuple[torch.Tensor, ...]]:
+        """The case, ready for :func:`latmorph.report.measured.measure_together`."""
+        path = self.folder / f"{digest_of(digest, torch.__version__)}.onnx"
+        if self.runtime == "onnxruntime" and path.exists():
+            return path, ()
+        model, inputs = case.make()
+        if self.runtime != "onnxruntime":
+            return model, inputs
+        write_whole(path, exported(model, inputs).read_bytes())
+        return path, ()
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -467,13 +504,15 @@ def _measure_round(
     """Measure what the journal lacks of a round, chunk by chunk in random order."""
     parts = chunks(plan.cases, {name: f.predicted_s for name, f in predicted.items()})
     order = np.random.default_rng((args.seed, number)).permutation(len(parts))
+    runnable = Runnable(profile.fingerprint.runtime, args.journals / "onnx")
     done = 0
     for place_ in order:
         part = [c for c in parts[place_] if (c.name, number) not in journal.taken]
         passes = args.passes or passes_for([predicted[c.name].predicted_s for c in part], args.turn)
         # Times are in units of the reference of the profile that predicts them.
         own = _profile_of(plan, parts[place_][0], profile)
-        for case, round_ in _measure(part, own, passes, failed):
+        made = [(c, functools.partial(runnable, c, predicted[c.name].digest)) for c in part]
+        for case, round_ in _measure(made, own, passes, failed):
             journal.add(case.name, number, round_)
             error = predicted[case.name].predicted_s / round_.time_s - 1
             print(f"  {case.name}: {time_text(round_.time_s)}, predicted {100 * error:+.1f} %", flush=True)
@@ -482,19 +521,19 @@ def _measure_round(
 
 
 def _measure(
-    part: Sequence[Case], profile: Profile, passes: int, failed: dict[str, str]
+    part: Sequence[tuple[Case, Callable[[], Any]]], profile: Profile, passes: int, failed: dict[str, str]
 ) -> list[tuple[Case, Round]]:
     """Measure networks side by side; where that fails, each on its own, to find the one that cannot run."""
-    part = [c for c in part if c.name not in failed]
+    part = [(c, make) for c, make in part if c.name not in failed]
     if not part:
         return []
     try:
-        timings = measure_together({c.name: c.make() for c in part}, profile, passes=passes)
+        timings = measure_together({c.name: make() for c, make in part}, profile, passes=passes)
     except Exception as error:
         if len(part) == 1:
-            failed[part[0].name] = _reason(error)
+            failed[part[0][0].name] = _reason(error)
             return []
-        return [found for c in part for found in _measure([c], profile, passes, failed)]
+        return [found for one in part for found in _measure([one], profile, passes, failed)]
     finally:
         gc.collect()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
@@ -508,7 +547,7 @@ def _measure(
                 tuple(round(t, 9) for t in timings[c.name].references_s),
             ),
         )
-        for c in part
+        for c, _ in part
     ]
 
 

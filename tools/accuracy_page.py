@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from latmorph.device.timing import calm_s
 from latmorph.files import write_whole
 from latmorph.report.tables import time_text
 
@@ -62,9 +63,15 @@ class Network(msgspec.Struct, frozen=True):
         return [r.time_s for r in self.rounds]
 
     @property
+    def takes_s(self) -> tuple[float, float]:
+        """What one half of the rounds measures, and the other, minutes later."""
+        half = len(self.rounds) // 2
+        return calm_s(self.rounds_s[:half]), calm_s(self.rounds_s[half:])
+
+    @property
     def measured_s(self) -> float:
-        """The median of the rounds' calm times."""
-        return float(np.median(self.rounds_s))
+        """The calm time behind all rounds."""
+        return calm_s(self.rounds_s)
 
     @property
     def error(self) -> float:
@@ -73,8 +80,9 @@ class Network(msgspec.Struct, frozen=True):
 
     @property
     def disagreement(self) -> float:
-        """The second round over the first, less one."""
-        return self.rounds_s[-1] / self.rounds_s[0] - 1
+        """The second take over the first, less one."""
+        first, second = self.takes_s
+        return second / first - 1
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -166,8 +174,8 @@ def accuracy(networks: Sequence[Network]) -> Statistics:
 
 
 def repeatability(networks: Sequence[Network]) -> Statistics:
-    """The second round against the first: the same networks, the same method, minutes apart."""
-    return compare([n.rounds_s[-1] for n in networks], [n.rounds_s[0] for n in networks])
+    """The second take against the first: the same networks, the same method, minutes apart."""
+    return compare([n.takes_s[1] for n in networks], [n.takes_s[0] for n in networks])
 
 
 def coverage(networks: Sequence[Network]) -> float:
@@ -212,12 +220,12 @@ def baselines(networks: Sequence[Network]) -> dict[str, Statistics]:
 class Effects:
     """Changes of a parent's time when one group loses channels, as fractions of it, each of shape (n,).
 
-    ``rounds`` has shape (rounds, n): what each round measured.
+    ``takes`` has shape (2, n): what either half of the rounds measured.
     """
 
     predicted: np.ndarray
     measured: np.ndarray
-    rounds: np.ndarray
+    takes: np.ndarray
 
     @property
     def large(self) -> np.ndarray:
@@ -231,8 +239,8 @@ class Effects:
 
     @property
     def sign_repeats(self) -> float:
-        """Share of large effects to which the first and the last round give one sign."""
-        return _share(np.sign(self.rounds[0]) == np.sign(self.rounds[-1]), self.large)
+        """Share of large effects to which both takes give one sign."""
+        return _share(np.sign(self.takes[0]) == np.sign(self.takes[1]), self.large)
 
 
 def _share(right: np.ndarray, among: np.ndarray) -> float:
@@ -246,7 +254,7 @@ def effects(networks: Sequence[Network]) -> Effects:
     return Effects(
         np.array([n.predicted_s / p.predicted_s - 1 for n, p in pairs]),
         np.array([n.measured_s / p.measured_s - 1 for n, p in pairs]),
-        np.array([[a / b - 1 for a, b in zip(n.rounds_s, p.rounds_s, strict=True)] for n, p in pairs]).T,
+        np.array([[a / b - 1 for a, b in zip(n.takes_s, p.takes_s, strict=True)] for n, p in pairs]).T,
     )
 
 
@@ -406,7 +414,7 @@ def section(figures: Figures, picture: str) -> str:
         lines += [
             f"{len(found.predicted)} removals from a single group, {int(found.large.sum())} of them with a "
             f"true effect above {100 * LARGE_EFFECT:.0f} %: of these the sign of {right} is predicted, and "
-            f"two rounds agree on {repeats}.",
+            f"two takes agree on {repeats}.",
             "",
         ]
     if figures.set in ("zoo", "hard"):
@@ -436,7 +444,7 @@ def _networks_table(networks: Iterable[Network]) -> list[str]:
         "",
         "<details><summary>Every network</summary>",
         "",
-        "| network | GFLOPs | predicted | 90 % interval | measured | error | second round |",
+        "| network | GFLOPs | predicted | 90 % interval | measured | error | second take |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for n in networks:
@@ -471,7 +479,7 @@ def kinds_table(everything: Sequence[Figures]) -> str:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Predicted against measured, and the errors' histogram beside the rounds'. PNG, whole or not at all."""
+    """Predicted against measured, and the errors' histogram beside the takes'. PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -526,7 +534,7 @@ def _draw_errors(axes: Any, networks: Sequence[Network]) -> None:
     series = (
         ("predicted over measured", [n.error for n in networks], {"color": BLUE, "alpha": 0.8}),
         (
-            "second round over first",
+            "second take over first",
             [n.disagreement for n in networks],
             {"histtype": "step", "color": "#b7791f", "linewidth": 1.4},
         ),
@@ -554,10 +562,11 @@ variants of it. No network of zoo, hard or removal is used in fitting a profile.
 **Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
 pass each runs once untimed and once timed, in random order, with a fixed reference operator before and
 after. A round's time is that of the calmer half of its samples over that of the references, times the
-reference's on the calm machine. Everything is measured in one round, then again in a second; "measured" is
-the median of the two. **Repeatability** is the second round against the first: the same networks, the
-same method, minutes apart. On Linux, the allocator keeps freed memory (`keep_freed_memory` in
-`latmorph/device/eager.py`), in profiles and here.
+reference's on the calm machine. There are four rounds over everything, in each of which every network is
+built anew; "measured" is the mean of a network's two smaller rounds, since neighbours only ever add.
+**Repeatability** is the second take, the smaller of the last two rounds, against the first, the smaller of
+the first two: the same networks, the same method, minutes apart. On Linux, the allocator keeps freed memory
+(`keep_freed_memory` in `latmorph/device/eager.py`), in profiles and here.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /

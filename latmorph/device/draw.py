@@ -40,10 +40,20 @@ class Draw:
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))
 
+    def image(self, choices: Sequence[int]) -> int:
+        """The side of an image: of the choices, or any near them."""
+        if self.chance(0.6):
+            return self.one(choices)
+        return int(self.random.integers(min(choices) // 2, max(choices) + 33))
+
+    def side(self, choices: Sequence[int]) -> int:
+        """The side of a picture inside a network: of the choices, or any down to two."""
+        return self.one(choices) if self.chance(0.7) else round(self.log_uniform(2, max(choices)))
+
     def stage(self) -> tuple[int, int, int]:
         """Batch, resolution and input width of a place in a network."""
-        size = self.one((112, 56, 56, 28, 28, 28, 14, 14, 14, 7, 7, 32, 16, 8, 35, 17, 20, 10, 40, 80))
-        widest = {112: 96, 80: 128, 56: 256, 40: 256}.get(size, 512 if size > 20 else 1280)
+        size = self.side((112, 56, 56, 28, 28, 28, 14, 14, 14, 7, 7, 32, 16, 8, 4, 35, 17, 20, 10, 40, 80))
+        widest = next(width for most, width in ((20, 1280), (39, 512), (70, 256), (112, 96)) if size <= most)
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:
             size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))

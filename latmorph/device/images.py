@@ -13,8 +13,10 @@ def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
 
 def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ResNet, ResNeXt, RegNet: basic and bottleneck blocks, sometimes with the stem before them."""
+    bottleneck = draw.chance(0.5)
+    widest = 2048 if bottleneck else 640
     if draw.chance(0.25):
-        batch, size = 1, draw.one((224, 160, 128))
+        batch, size = 1, draw.image((224, 160, 128))
         if draw.chance(0.2):
             batch, size = (8, 64) if draw.reach < 16 else (32, 224)
         net = NetworkBuilder((batch, 3, size, size), dtype)
@@ -22,9 +24,8 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         x = net.pool(x, "max_pool2d", 3, 2, 1)
     else:
         batch, size, width = draw.stage()
-        net = NetworkBuilder((batch, width, size, size), dtype)
+        net = NetworkBuilder((batch, min(width, widest), size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
-    bottleneck = draw.chance(0.5)
     grouped = bottleneck and draw.chance(0.4)
     fixed_groups = draw.chance(0.4)
     group = draw.one((4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
@@ -33,8 +34,8 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         width = net.shape(x)[1]
         changes = draw.chance(0.4) or (bottleneck and block == 0)
-        stride = 2 if changes and net.shape(x)[2] >= 14 and draw.chance(0.6) else 1
-        out = draw.width(max(16, width), min(2048, 2 * width + 16)) if changes else width
+        stride = 2 if changes and net.shape(x)[2] >= 4 and draw.chance(0.6) else 1
+        out = draw.width(max(16, width), max(width, min(widest, 2 * width + 16))) if changes else width
         y = x
         if bottleneck:
             inner = draw.width(max(8, out // 6), max(16, out // 2))
@@ -70,7 +71,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """MobileNetV2 and V3, EfficientNet: inverted residuals, sometimes with squeeze and excite."""
     act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
     if draw.chance(0.3):
-        net = NetworkBuilder((1, 3, *[draw.one((224, 160, 96))] * 2), dtype)
+        net = NetworkBuilder((1, 3, *[draw.image((224, 160, 96))] * 2), dtype)
         x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
         if draw.chance(0.5):
             x = norm_act(net, net.conv(x, net.shape(x)[1], 3, 1, net.shape(x)[1]), act)
@@ -86,7 +87,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         width = net.shape(x)[1]
         inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
         changes = draw.chance(0.4)
-        stride = 2 if changes and net.shape(x)[2] >= 14 and draw.chance(0.6) else 1
+        stride = 2 if changes and net.shape(x)[2] >= 4 and draw.chance(0.6) else 1
         out = draw.width(max(8, width), 2 * width + 8) if changes else width
         y = norm_act(net, net.conv(x, inner, 1), act)
         y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 5, 7)), stride, inner), act)
@@ -107,12 +108,14 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """VGG, AlexNet: plain wide convolutions with bias, large resolutions, large linear layers."""
     limit *= 4
     if draw.chance(0.35):
-        net = NetworkBuilder((1, 3, *[draw.one((224, 224, 160, 112, 64))] * 2), dtype)
+        net = NetworkBuilder((1, 3, *[draw.image((224, 224, 160, 112, 64))] * 2), dtype)
         x = -1
         width = draw.width(24, 72)
     else:
-        size = draw.one((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16))
-        width = draw.width(32, {224: 72, 112: 144, 56: 288}.get(size, 544))
+        size = draw.side((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16))
+        width = draw.width(
+            16, next(w for most, w in ((48, 544), (70, 288), (130, 144), (224, 72)) if size <= most)
+        )
         batch = draw.one((1, 1, 1, 1, 4)) if size <= 32 else 1
         net = NetworkBuilder((batch, width, size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
@@ -122,7 +125,7 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         x = net.conv(x, width, draw.one((3, 3, 3, 3, 5)) if net.shape(x)[1] < 128 else 3, bias=bias)
         x = net.activation(net.batch_norm(x) if normed else x, "relu")
-        if draw.chance(0.35) and net.shape(x)[2] >= 14:
+        if draw.chance(0.35) and net.shape(x)[2] >= 4:
             x = net.pool(x, "max_pool2d", 2, 2)
             width = min(544, draw.width(width, 2 * width + 8))
     if draw.chance(0.4):
@@ -167,7 +170,7 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.pool(x, draw.name(("avg_pool2d", "max_pool2d")), 3, 1, 1)
             branches.append(unit(y, draw.width(narrow, 192)))
         x = net.cat(branches)
-        if draw.chance(0.3) and net.shape(x)[2] >= 14:
+        if draw.chance(0.3) and net.shape(x)[2] >= 5:
             y = net.conv(x, draw.width(narrow, 384), 3, 2, padding=0)
             x = net.cat([norm_act(net, y, "relu"), net.pool(x, "max_pool2d", 3, 2)])
     return head(net, draw, x)
@@ -303,6 +306,8 @@ def light(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     x = net.activation(-1, "relu", inplace=False)
     act = draw.name(("relu", "relu", "prelu", "leaky_relu"))
     style = draw.name(("shuffle", "ghost", "dilated", "attend", "respond"))
+    if size == 1 and style == "respond":  # one place has no variance
+        style = "attend"
     for block in range(5):
         if block and net.flops > limit / 2:
             break

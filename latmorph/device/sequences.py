@@ -8,11 +8,13 @@ from latmorph.device.draw import Draw
 
 def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ViT: patches, attention, MLP; the fused and the split way of writing query, key and value."""
-    heads, head = draw.one((2, 3, 4, 6, 8, 12)), draw.one((32, 64, 64, 64, 48))
+    heads, head = _heads(draw)
     width = heads * head
     patch = draw.one((16, 16, 14, 32))
-    side = draw.one((7, 8, 14, 14, 14, 16))
+    side = draw.one((7, 8, 14, 14, 14, 16)) if draw.chance(0.65) else int(draw.random.integers(3, 33))
     batch = 1 if draw.chance(0.8) else draw.one((2, 4, 8)) * (1 if draw.reach < 16 else 4)
+    while side > 3 and batch * _block_flops(side * side, width) > 4 * limit:
+        side -= 1
     net = NetworkBuilder((batch, 3, side * patch, side * patch), dtype)
     x = net.conv(-1, width, patch, patch, bias=True, padding=0)
     x = net.layout(x, "flatten", (batch, width, side * side), start_dim=2, end_dim=-1)
@@ -114,11 +116,22 @@ def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     return net
 
 
+def _heads(draw: Draw) -> tuple[int, int]:
+    """Heads and the size of one: as designed, or any, as heads that lost channels have."""
+    if draw.chance(0.65):
+        return draw.one((2, 3, 4, 4, 6, 8, 12)), draw.one((32, 64, 64, 64, 48))
+    return draw.one((1, 2, 3, 4, 5, 6, 8)), round(draw.log_uniform(2, 96))
+
+
+def _block_flops(length: int, width: int) -> int:
+    return length * width * (24 * width + 4 * length)
+
+
 def _sizes(draw: Draw, limit: float) -> tuple[int, int, int, int]:
     """Length, heads, size of a head and batch of a network of words: a block of it near the limit."""
-    heads, head = draw.one((2, 4, 4, 6, 8, 12)), draw.one((32, 64, 64, 64, 48))
+    heads, head = _heads(draw)
     length = draw.one((8, 16, 32, 64, 128, 128, 256))
-    while length > 4 and 24 * length * (heads * head) ** 2 > 4 * limit:
+    while length > 4 and _block_flops(length, heads * head) > 4 * limit:
         length //= 2
     batch = 1 if draw.chance(0.8) or draw.reach < 16 else draw.one((2, 4, 8))
     return length, heads, head, batch

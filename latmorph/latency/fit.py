@@ -311,8 +311,10 @@ class _Part:
         # At least a tenth of the time: below that it cannot be told apart at all.
         target = np.log(np.maximum(times - overhead, 0.1 * times) / np.maximum(ideal, 1e-12))
         weight = table.share**0.75 * (1 - 0.9 * np.minimum(overhead / times, 1.0))
-        # What took longer than its like by more than trees can say was interrupted: it is no large operator.
-        weight[times > np.exp(BOUND) * (overhead + ideal * np.exp(np.median(target)))] = 0.0
+        # The few that took longer than their like by more than trees can say were interrupted.
+        wild = times > np.exp(BOUND) * (overhead + ideal * np.exp(np.median(target)))
+        if wild.sum() <= max(1, 0.01 * len(wild)):
+            weight[wild] = 0.0
         informed = np.where(
             (ideal > 0.02 * overhead) & (ideal > 0) & (times > 1.5 * overhead), 1 - overhead / times, 0.0
         )

@@ -22,9 +22,9 @@ def smoothmax(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def blocks_of(roofs: Roofs, spec: OpSpec) -> tuple[int, int]:
-    """Input and output blocks of an operator's family; 1 where none were measured."""
+    """Input and output blocks of an operator's family, or else its kind; 1 where none were measured."""
     family = ops.handler_of(spec.kind).family(spec)
-    return roofs.blocks.get(family, (1, 1))
+    return roofs.blocks.get(family, roofs.blocks.get(spec.kind, (1, 1)))
 
 
 def terms(roofs: Roofs, spec: OpSpec, variants: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,8 @@ class Convolution(Handler):
         one = isinstance(spec["weight"].shape[1], int) and spec["weight"].shape[1] == 1
         wide = spec["input"].shape[self.channel_axis(spec)]
         if not one or (isinstance(wide, int) and wide == 1):
-            return spec.kind
+            pointwise = spec.kind == "conv2d" and prod(spec["weight"].shape[2:]) == 1
+            return "pointwise" if pointwise else spec.kind
         return "depthwise" if spec.kind == "conv2d" else f"depthwise{spec.kind[-2:]}"
 
     def fitted(self, spec: OpSpec) -> OpSpec:

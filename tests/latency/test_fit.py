@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latmorph import ops
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
@@ -116,10 +118,9 @@ def test_without_noise_the_validation_says_so() -> None:
 
 def test_the_validation_counts_every_operator_once() -> None:
     _, validation = fitted(Simulated())
-    counts: dict[str, int] = {}
-    for k in range(40):
-        for s in chain(k):
-            counts[s.spec.kind] = counts.get(s.spec.kind, 0) + 1
+    counts = collections.Counter(
+        ops.handler_of(s.spec.kind).family(s.spec) for k in range(40) for s in chain(k)
+    )
     assert {kind: family.operators for kind, family in validation.families.items()} == counts
 
 
@@ -227,7 +228,7 @@ def test_what_neighbours_slow_more_than_the_reference_is_told_from_the_spells(
     # In a spell the reference slows by a factor, operators by its power. A fifth of the visits are calm.
     device, random = Simulated(), np.random.default_rng(3)
     visits = []
-    for k in range(60):
+    for k in range(100):
         spell = 0.0 if k % 5 == 0 else random.uniform(0.0, 0.5)
         visit = quiet_visit(device, k, chain(k))
         times = tuple((t[0] * np.exp(power * spell),) for t in visit.times_s)
