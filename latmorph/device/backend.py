@@ -55,6 +55,10 @@ class StepSession(Session):
         return self.specs(), self.passes
 
 
+BLOCK_CHANNELS = 32, 192
+"""Channels outside and inside of the block that :meth:`Backend.traffic` times: 1x1, depthwise, 1x1, add."""
+
+
 class Backend(ABC):
     """One way to run operators on one device. A context: settings hold inside and are restored after."""
 
@@ -73,6 +77,13 @@ class Backend(ABC):
     @abstractmethod
     def reference(self) -> float:
         """Seconds of one run of a fixed operator, the yardstick for a noisy spell."""
+
+    @abstractmethod
+    def traffic(self) -> float:
+        """Seconds of one run of a fixed block of operators, the yardstick for neighbours in shared caches.
+
+        Its activations, :data:`BLOCK_CHANNELS` of 56 x 56, are more than a core's own caches hold.
+        """
 
     @abstractmethod
     def time_call(self, call: Callable[[], object]) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from latmorph import ops
-from latmorph.device.backend import Backend, Session, StepSession, keep_freed_memory
+from latmorph.device.backend import BLOCK_CHANNELS, Backend, Session, StepSession, keep_freed_memory
 from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.errors import DeviceError
 from latmorph.opspec import OpSpec, Step, TensorSpec, network_inputs
@@ -120,6 +120,7 @@ class _Eager(Backend):
         self._buffer: torch.Tensor | None = None
         self._inference: Any = None
         self._reference: Callable[[], object] | None = None
+        self._traffic: Callable[[], object] | None = None
 
     def __enter__(self) -> Backend:
         self._inference = torch.inference_mode()
@@ -156,6 +157,25 @@ class _Eager(Backend):
         # The first run finds the caches as the last network left them; the yardstick must not know it.
         self._reference()
         return self.time_call(self._reference)
+
+    def traffic(self) -> float:
+        if self._traffic is None:
+            narrow, wide = BLOCK_CHANNELS
+
+            def values(*shape: int) -> torch.Tensor:
+                return torch.rand(shape, device=self.device, dtype=getattr(torch, self.dtype))
+
+            x, depthwise = values(1, narrow, 56, 56), values(wide, 1, 3, 3)
+            expand, project = values(wide, narrow, 1, 1), values(narrow, wide, 1, 1)
+
+            def run() -> object:
+                y = torch.relu(torch.nn.functional.conv2d(x, expand))
+                y = torch.relu(torch.nn.functional.conv2d(y, depthwise, padding=1, groups=wide))
+                return torch.nn.functional.conv2d(y, project) + x
+
+            self._traffic = run
+            run()
+        return self.time_call(self._traffic)
 
 
 class CpuEager(_Eager):

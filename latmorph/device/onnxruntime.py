@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from latmorph.device.backend import Backend, Session, keep_freed_memory
+from latmorph.device.backend import BLOCK_CHANNELS, Backend, Session, keep_freed_memory
 from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.device.lowering import NUMBERS, Kernel, order_of_steps, read_kernels
 from latmorph.errors import DeviceError, UsageError
@@ -431,6 +431,7 @@ class OnnxRuntime(Backend):
         self.folder: str | None = None
         self._buffer = np.zeros(0, np.int8)
         self._reference: Callable[[], object] | None = None
+        self._traffic: Callable[[], object] | None = None
         self._clock_s: float | None = None
 
     def __enter__(self) -> Backend:
@@ -475,16 +476,24 @@ class OnnxRuntime(Backend):
         given = inputs or [_example(v) for v in wanted]
         return functools.partial(session.run, None, {v.name: x for v, x in zip(wanted, given, strict=True)})
 
+    def _yardstick(self, model: onnx.ModelProto) -> Callable[[], object]:
+        session = self.options.session(model.SerializeToString())
+        run = functools.partial(session.run, None, {v.name: _example(v) for v in session.get_inputs()})
+        for _ in range(3):
+            run()
+        return run
+
     def reference(self) -> float:
         if self._reference is None:
-            session = self.options.session(_reference_model(self.dtype).SerializeToString())
-            feeds = {v.name: _example(v) for v in session.get_inputs()}
-            self._reference = functools.partial(session.run, None, feeds)
-            for _ in range(3):
-                self._reference()
+            self._reference = self._yardstick(_reference_model(self.dtype))
         # The first run finds the caches as the last network left them; the yardstick must not know it.
         self._reference()
         return self.time_call(self._reference)
+
+    def traffic(self) -> float:
+        if self._traffic is None:
+            self._traffic = self._yardstick(_block_model(self.dtype))
+        return self.time_call(self._traffic)
 
     def time_call(self, call: Callable[[], object]) -> float:
         start = time.perf_counter_ns()
@@ -539,16 +548,41 @@ def _chain_model(length: int) -> onnx.ModelProto:
 
 def _reference_model(dtype: str) -> onnx.ModelProto:
     """A convolution, as most of what is timed: it slows with the clock and with the caches."""
+    node = import_onnx().helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    return _convolutions([node], {"w": (64, 64, 3, 3)}, (1, 64, 28, 28), dtype)
+
+
+def _block_model(dtype: str) -> onnx.ModelProto:
+    """The block of :meth:`Backend.traffic`."""
+    node = import_onnx().helper.make_node
+    narrow, wide = BLOCK_CHANNELS
+    nodes = [
+        node("Conv", ["x", "expand"], ["a"]),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "depthwise"], ["c"], pads=[1, 1, 1, 1], group=wide),
+        node("Relu", ["c"], ["d"]),
+        node("Conv", ["d", "project"], ["e"]),
+        node("Add", ["e", "x"], ["y"]),
+    ]
+    shapes = {
+        "expand": (wide, narrow, 1, 1),
+        "depthwise": (wide, 1, 3, 3),
+        "project": (narrow, wide, 1, 1),
+    }
+    return _convolutions(nodes, shapes, (1, narrow, 56, 56), dtype)
+
+
+def _convolutions(
+    nodes: Sequence[Any], weights: Mapping[str, tuple[int, ...]], shape: tuple[int, ...], dtype: str
+) -> onnx.ModelProto:
+    """A model from ``x`` to ``y`` of one shape, with weights that keep values of one order of size."""
     onnx = import_onnx()
     element = {"float64": onnx.TensorProto.DOUBLE, "float16": onnx.TensorProto.FLOAT16}
     kind = element.get(dtype, onnx.TensorProto.FLOAT)
-    values = np.full((64, 64, 3, 3), 1 / 576, onnx.helper.tensor_dtype_to_np_dtype(kind))
-    ends = [onnx.helper.make_tensor_value_info(name, kind, [1, 64, 28, 28]) for name in "xy"]
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
-        "reference",
-        ends[:1],
-        ends[1:],
-        [onnx.numpy_helper.from_array(values, "w")],
-    )
-    return _model(graph)
+    number = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    values = [
+        onnx.numpy_helper.from_array(np.full(size, 1 / np.prod(size[1:]), number), name)
+        for name, size in weights.items()
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, kind, list(shape)) for name in "xy"]
+    return _model(onnx.helper.make_graph(nodes, "yardstick", ends[:1], ends[1:], values))

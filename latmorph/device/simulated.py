@@ -61,6 +61,9 @@ class Simulated(Backend):
     def reference(self) -> float:
         return self.reference_s * self._noise(1)[0]
 
+    def traffic(self) -> float:
+        return self.reference()
+
     def time_call(self, call: Callable[[], object]) -> float:
         call()
         return self.reference()

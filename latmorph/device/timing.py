@@ -52,7 +52,8 @@ class Visit:
 
     ``footprint_bytes`` is the memory that a pass touches, other memory written before it included.
     ``times_s[position][pass]`` is of one operator where it stands in the network, ``whole_s`` of whole
-    passes with no clock inside, ``references_s`` of the reference operator beside them.
+    passes with no clock inside, ``references_s`` of the reference operator beside them, ``traffic_s`` of
+    the block before and after it all.
     """
 
     network: int
@@ -62,6 +63,7 @@ class Visit:
     times_s: tuple[tuple[float, ...], ...]
     whole_s: tuple[float, ...]
     references_s: tuple[float, ...]
+    traffic_s: tuple[float, ...]
 
     @property
     def reference_s(self) -> float:
@@ -78,6 +80,10 @@ def calm_s(samples: Sequence[float]) -> float:
     return float(np.mean(np.sort(samples)[: (len(samples) + 1) // 2]))
 
 
+RUNS = 2
+"""Runs of the block before a visit's passes, and after: between passes they would empty the caches."""
+
+
 def visit_network(
     backend: Backend,
     network: int,
@@ -92,6 +98,7 @@ def visit_network(
     each finds the caches as the last pass of its kind left them.
     """
     session = backend.load(steps, scratch_bytes)
+    traffic = [backend.traffic() for _ in range(RUNS)]
     session.time_steps()
     references = [backend.reference()]
     totals: list[float] = []
@@ -105,6 +112,7 @@ def visit_network(
     for _ in range(4):
         whole_s.append(session.time_whole())
         references.append(backend.reference())
+    traffic += [backend.traffic() for _ in range(RUNS)]
     specs, passes = session.finish()
     return Visit(
         network,
@@ -114,6 +122,7 @@ def visit_network(
         tuple(zip(*passes[1:], strict=True)),
         tuple(whole_s),
         tuple(references),
+        tuple(traffic),
     )
 
 
@@ -233,6 +242,7 @@ class Journal:
                         tuple(tuple(t) for t in item["times_s"]),
                         tuple(item["whole_s"]),
                         tuple(item["references_s"]),
+                        tuple(item["traffic_s"]),
                     )
                 )
 
@@ -255,6 +265,7 @@ class Journal:
                 "times_s": [[round(t, 9) for t in times] for times in visit.times_s],
                 "whole_s": visit.whole_s,
                 "references_s": visit.references_s,
+                "traffic_s": visit.traffic_s,
                 "spent_s": spent_s,
             }
         )
@@ -313,12 +324,24 @@ def calm_reference_s(visits: Sequence[Visit]) -> float:
     return float(np.quantile([v.reference_s for v in visits], 0.1))
 
 
+def _traffic_spells(visits: Sequence[Visit]) -> list[float]:
+    """Logs of each visit's blocks over the lower decile of all; zero where none were timed."""
+    times = np.array([calm_s(v.traffic_s) if v.traffic_s else np.nan for v in visits])
+    if np.isnan(times).all():
+        return [0.0] * len(visits)
+    logs = np.log(times / np.nanquantile(times, 0.1))
+    return [float(x) for x in np.nan_to_num(logs)]
+
+
+Spell = tuple[float, float]
+"""Logs of the reference's and of the block's time over their calm times: above zero, neighbours slowed it."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """One operator's time in seconds, in units of the calm reference, and the spell that it was taken in.
 
-    ``spell`` is the log of the reference's time over its calm time: above zero, neighbours slowed the
-    machine. What they slow more than the reference still shows in ``time_s``.
+    What neighbours slow more than the reference still shows in ``time_s``; ``spell`` tells it.
     """
 
     network: int
@@ -326,7 +349,7 @@ class Observation:
     footprint_bytes: int
     spec: OpSpec
     time_s: float
-    spell: float = 0.0
+    spell: Spell = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -334,7 +357,7 @@ class Whole:
     """A network's whole pass: seconds in units of the calm reference, and the spell."""
 
     time_s: float
-    spell: float
+    spell: Spell
 
 
 def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, Whole]]:
@@ -348,9 +371,9 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
     calm = calm_reference_s(visits)
     best: dict[tuple[int, int], Observation] = {}
     whole: dict[int, Whole] = {}
-    for visit in visits:
+    for visit, traffic in zip(visits, _traffic_spells(visits), strict=True):
         scale = calm / visit.reference_s
-        spell = -float(np.log(scale))
+        spell = -float(np.log(scale)), traffic
         for position, (spec, times) in enumerate(zip(visit.specs, visit.times_s, strict=True)):
             key = (visit.network, position)
             value = calm_s(times) * scale

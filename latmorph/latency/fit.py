@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +128,7 @@ class Committee:
                 own = np.flatnonzero(owner == network)
                 specs = [found[i].spec for i in own]
                 calm_s[own] = predictor(specs, found[own[0]].footprint_bytes).total_s[:, 0]
-                slower = [_in_spell(families, found[i]) for i in own]
-                held_s[own] = calm_s[own] * slower
+                held_s[own] = calm_s[own] * [_in_spell(families, found[i]) for i in own]
         predicted = np.bincount(owner, weights=calm_s)
         sums = np.bincount(owner, weights=[o.time_s for o in found])
         measured = np.array([whole[n].time_s for n in networks.tolist()])
@@ -135,8 +136,8 @@ class Committee:
         for _ in range(2):
             scale, overhead_s = _whole_from_sum(predicted, sums, measured)
             errors = np.log(measured / (scale * predicted + overhead_s))
-            slope = _slope(spell, errors, np.ones(len(errors)))
-            measured, errors = measured * np.exp(-slope * spell), errors - slope * spell
+            slower = spell @ _slopes(spell, errors, np.ones(len(errors)))
+            measured, errors = measured * np.exp(-slower), errors - slower
         return cls(tuple(predictors), tuple(found), held_s, networks, folds, errors, scale, overhead_s)
 
     @property
@@ -287,7 +288,15 @@ def _fit_families(tables: dict[str, _Table], seed: int, rounds: int) -> dict[str
         usual = _weighted_median(
             np.concatenate([p.target for p in told]), np.concatenate([p.informed * p.weight for p in told])
         )
-    return {name: _fit_family(table, parts[name], usual, seed, rounds) for name, table in tables.items()}
+
+    def fitted(name: str) -> Family:
+        return _fit_family(tables[name], parts[name], usual, seed, rounds)
+
+    # LightGBM works outside of Python's lock. The largest families first, so that none is waited for alone.
+    names = sorted(tables, key=lambda name: -len(tables[name].times_s))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        families = dict(zip(names, pool.map(fitted, names), strict=True))
+    return {name: families[name] for name in tables}
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +331,10 @@ class _Part:
 
 
 BELIEF = 5.0
-"""Operators, told apart from their overhead, that it takes to believe in a family's own level by half."""
+"""Operators, told apart from their overhead, that it takes to believe in a family's own level by half.
+
+That is if they lie a factor ``e`` around it. Fewer do where they agree, as their variance.
+"""
 
 
 def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int) -> Family:
@@ -333,14 +345,17 @@ def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int
     weight, target = part.weight, part.target
     # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
     told = float(part.informed.sum())
-    own = _weighted_median(target, part.informed * weight) if told else usual
-    level = (told * own + BELIEF * usual) / (told + BELIEF)
+    level = usual
+    if told:
+        own = _weighted_median(target, part.informed * weight)
+        spread = max(_weighted_median(np.abs(target - own), part.informed * weight), 0.1)
+        doubt = BELIEF * min(spread, 1.0) ** 2
+        level = (told * own + doubt * usual) / (told + doubt)
     target = np.where(part.informed > 0, target, level)
     unseen = _cross_fitted(table, target - level, weight, seed, rounds // 3)
-    slope = _slope(table.spell, target - level - unseen, weight)
-    target = target - slope * table.spell
-    trees = _fit_trees(table.x, target - level, weight, seed, rounds)
-    return Family(part.overhead_s, level, BOUND, 0.0, table.names, *limits, trees, slope)
+    slopes = _slopes(table.spell, target - level - unseen, weight)
+    trees = _fit_trees(table.x, target - level - table.spell @ slopes, weight, seed, rounds)
+    return Family(part.overhead_s, level, BOUND, 0.0, table.names, *limits, trees, tuple(slopes.tolist()))
 
 
 def _cross_fitted(
@@ -358,23 +373,28 @@ def _cross_fitted(
     return said
 
 
-def _slope(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> float:
-    """How much more than the reference operators slow in a spell: the slope of log errors in it.
+def _slopes(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """How much more than the reference operators slow in a spell: the slopes of log errors in its two logs.
 
-    Large errors do not count, and few spells tell little: the slope is drawn towards zero as by
+    Large errors do not count, and few spells tell little: slopes are drawn towards zero as by
     :data:`DOUBT` of them. Between zero and two.
     """
+    from scipy.optimize import nnls
+
     chosen = (np.abs(error - np.median(error)) < 0.5) & (weight > 0)
     if not chosen.any():
-        return 0.0
-    x = spell[chosen] - np.average(spell[chosen], weights=weight[chosen])
+        return np.zeros(2)
     w = weight[chosen] / weight[chosen].mean()
-    doubt = DOUBT * SPELL**2
-    return float(np.clip(np.sum(w * x * error[chosen]) / (np.sum(w * x * x) + doubt), 0.0, 2.0))
+    root = np.sqrt(w)[:, None]
+    x = root * (spell[chosen] - np.average(spell[chosen], axis=0, weights=w))
+    y = root[:, 0] * (error[chosen] - np.average(error[chosen], weights=w))
+    doubt = np.sqrt(DOUBT) * SPELL * np.eye(2)
+    slopes, _ = nnls(np.concatenate([x, doubt]), np.concatenate([y, np.zeros(2)]))
+    return np.asarray(np.minimum(slopes, 2.0))
 
 
 SPELL = 0.1
-"""A spell worth the name: the reference is slower by a tenth."""
+"""A spell worth the name: the reference, or the block, is slower by a tenth."""
 
 DOUBT = 20
 """Operators in such a spell that it takes to believe half of what they say."""

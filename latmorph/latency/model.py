@@ -50,7 +50,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``overhead_s`` is paid whatever the size; ``level`` is the family's typical log of time over the
     roofline; the trees add to it, within ``bound``; ``low`` and ``high`` are the range of every feature
     in the data, and ``sigma`` the held-out error, as a standard deviation of the log. When neighbours slow
-    the reference operator, these slow by its factor to the power ``1 + spell_slope``.
+    the reference operator and the block beside it, these slow by the reference's factor to the power of one
+    and the first of ``spell_slopes``, times the block's to the power of the second.
     """
 
     overhead_s: float
@@ -61,11 +62,11 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     low: list[float]
     high: list[float]
     trees: Trees
-    spell_slope: float = 0.0
+    spell_slopes: tuple[float, float] = (0.0, 0.0)
 
-    def in_spell(self, spell: float) -> float:
+    def in_spell(self, spell: tuple[float, float]) -> float:
         """The factor on times over the reference's, in a spell (see ``Observation``)."""
-        return float(np.exp(self.spell_slope * spell))
+        return float(np.exp(np.dot(self.spell_slopes, spell)))
 
 
 class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -316,13 +316,13 @@ def _sha256(data: bytes) -> str:
 
 
 _COLUMNS = ("network", "visit", "row", "spec", "times_ns")
-_FOOTPRINT, _WHOLE, _REFERENCE = "footprint_bytes", "whole", "reference"
+_FOOTPRINT, _WHOLE, _TRAFFIC, _REFERENCE = "footprint_bytes", "whole", "traffic", "reference"
 
 
 def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
     """One row an operator, its position in ``row``; the OpSpec stands where it first occurs.
 
-    After a visit's operators come its footprint, its whole passes and its reference samples.
+    After a visit's operators come its footprint, its whole passes, its blocks and its reference samples.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -340,6 +340,7 @@ def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
             writer.writerow((v.network, v.visit, position, text_spec, times(samples)))
         writer.writerow((v.network, v.visit, _FOOTPRINT, "", v.footprint_bytes))
         writer.writerow((v.network, v.visit, _WHOLE, "", times(v.whole_s)))
+        writer.writerow((v.network, v.visit, _TRAFFIC, "", times(v.traffic_s)))
         writer.writerow((v.network, v.visit, _REFERENCE, "", times(v.references_s)))
     return text.getvalue().encode()
 
@@ -359,6 +360,7 @@ def _read_visits(rows: Iterator[list[str]], specs: dict[tuple[int, int], OpSpec]
     here: list[OpSpec] = []
     times: list[tuple[float, ...]] = []
     whole: tuple[float, ...] = ()
+    traffic: tuple[float, ...] = ()
     footprint = 0
     for network_text, visit, row, spec, samples_text in rows:
         network = int(network_text)
@@ -367,9 +369,11 @@ def _read_visits(rows: Iterator[list[str]], specs: dict[tuple[int, int], OpSpec]
             footprint = int(samples_text)
         elif row == _WHOLE:
             whole = samples
+        elif row == _TRAFFIC:
+            traffic = samples
         elif row == _REFERENCE:
-            yield Visit(network, int(visit), footprint, tuple(here), tuple(times), whole, samples)
-            here, times, whole = [], [], ()
+            yield Visit(network, int(visit), footprint, tuple(here), tuple(times), whole, samples, traffic)
+            here, times, whole, traffic = [], [], (), ()
         else:
             key = (network, int(row))
             if spec:
@@ -390,6 +394,7 @@ def round_to_ns(visits: Iterable[Visit]) -> tuple[Visit, ...]:
             times_s=tuple(ns(t) for t in v.times_s),
             whole_s=ns(v.whole_s),
             references_s=ns(v.references_s),
+            traffic_s=ns(v.traffic_s),
         )
         for v in visits
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -59,6 +60,9 @@ class Spells(Backend):
     def reference(self) -> float:
         return 1e-3 * self.factor
 
+    def traffic(self) -> float:
+        return 2e-3 * self.factor
+
     def time_call(self, call: Callable[[], object]) -> float:
         call()
         return self.reference()
@@ -95,6 +99,10 @@ class Logged(Spells):
     def reference(self) -> float:
         self.log.append("reference")
         return 1e-3
+
+    def traffic(self) -> float:
+        self.log.append("traffic")
+        return 2e-3
 
 
 class _LoggedSession(_SpellSession):
@@ -135,6 +143,7 @@ def hand_visit(network: int, visit: int, times_s: Sequence[float], reference_s: 
         tuple((t, 2 * t) for t in times_s),
         (sum(times_s), 3 * sum(times_s)),
         (1.5 * reference_s, reference_s),
+        (),
     )
 
 
@@ -209,6 +218,7 @@ def test_a_noisy_visit_takes_as_many_passes_as_allowed() -> None:
     assert [len(t) for t in visit.times_s] == [7] * 4
     assert len(visit.whole_s) == 4
     assert len(visit.references_s) == 1 + 7 + 4
+    assert len(visit.traffic_s) == 4
 
 
 def test_a_visit_warms_the_network_and_samples_the_reference_beside_every_pass() -> None:
@@ -216,10 +226,12 @@ def test_a_visit_warms_the_network_and_samples_the_reference_beside_every_pass()
     visit = visit_network(device, 0, 0, chain(), 64, StopRule(least=3, most=3))
     assert device.log == [
         "load 64",
+        *["traffic"] * 2,
         *("steps", "reference"),  # untimed
         *("steps", "reference") * 3,
         "whole",  # untimed
         *("whole", "reference") * 4,
+        *["traffic"] * 2,
     ]
     true = [device.device.true_time_s(s.spec) for s in chain()]
     assert [max(t) for t in visit.times_s] == true  # the cold passes are not among the samples
@@ -526,8 +538,8 @@ def test_observations_divide_the_spell_out_by_hand() -> None:
     visits = [
         hand_visit(0, 0, [10.0, 20.0], 1.0),
         hand_visit(0, 1, [18.0, 44.0], 2.0),
-        hand_visit(1, 0, [6.0, 8.0], 2.0),
-        *(hand_visit(2 + k, 0, [1.0, 1.0], 1.0) for k in range(9)),
+        dataclasses.replace(hand_visit(1, 0, [6.0, 8.0], 2.0), traffic_s=(5.0, 3.0, 7.0, 3.0)),
+        *(dataclasses.replace(hand_visit(2 + k, 0, [1.0, 1.0], 1.0), traffic_s=(1.0,)) for k in range(9)),
     ]
     found, whole = observations(visits)
     seen = {(o.network, o.position): o for o in found}
@@ -537,11 +549,12 @@ def test_observations_divide_the_spell_out_by_hand() -> None:
     assert seen[1, 0].time_s == pytest.approx(3.0)
     assert seen[1, 1].time_s == pytest.approx(4.0)
     # The spell is of the visit that counted: the first of network 0 was calm, the second at half speed.
-    assert seen[0, 0].spell == pytest.approx(math.log(2))
-    assert seen[0, 1].spell == pytest.approx(0.0)
-    assert seen[1, 1].spell == pytest.approx(math.log(2))
-    assert (whole[0].time_s, whole[0].spell) == pytest.approx((30.0, 0.0))
-    assert (whole[1].time_s, whole[1].spell) == pytest.approx((7.0, math.log(2)))
+    # The block was three times slower in network 1, and nobody timed any in network 0.
+    assert seen[0, 0].spell == pytest.approx((math.log(2), 0.0))
+    assert seen[0, 1].spell == pytest.approx((0.0, 0.0))
+    assert seen[1, 1].spell == pytest.approx((math.log(2), math.log(3)))
+    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.0, 0.0, 0.0))
+    assert (whole[1].time_s, *whole[1].spell) == pytest.approx((7.0, math.log(2), math.log(3)))
     assert len(found) == 2 * 11
     assert {o.footprint_bytes for o in found} == {1000}
     assert [o.spec.kind for o in found if o.network == 1] == ["conv2d", "relu"]
@@ -583,8 +596,10 @@ def test_calm_times_come_through_spells_that_cover_whole_visits(journal: Journal
     assert np.max(np.abs(errors_of(device.device, visits))) < 1e-9
     found, whole = observations(visits)
     expected = {v.network: math.log(1.2) * s for v, s in zip(visits, slow, strict=True)}
-    assert [o.spell for o in found] == pytest.approx([expected[o.network] for o in found])
-    assert {n: w.spell for n, w in whole.items()} == pytest.approx(expected)
+    assert np.array([o.spell for o in found]) == pytest.approx(
+        np.array([[expected[o.network]] * 2 for o in found])
+    )
+    assert {n: w.spell[0] for n, w in whole.items()} == pytest.approx(expected)
 
 
 # --- time_calls
@@ -619,6 +634,9 @@ class PlantedClock(Backend):
         start = self.now
         self.spend(1.0)
         return self.now - start
+
+    def traffic(self) -> float:
+        raise NotImplementedError
 
     def time_call(self, call: Callable[[], object]) -> float:
         self.log.append("timed")

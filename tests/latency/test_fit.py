@@ -63,7 +63,9 @@ def quiet_visit(device: Simulated, network: int, steps: Steps, *, whole: float =
 def times_visit(network: int, steps: Steps, times_s: Sequence[float], *, whole: float = 1.0) -> Visit:
     specs = tuple(s.spec for s in steps)
     total = whole * sum(times_s)
-    return Visit(network, 0, footprint_bytes(specs), specs, tuple((t,) for t in times_s), (total,), (1e-3,))
+    return Visit(
+        network, 0, footprint_bytes(specs), specs, tuple((t,) for t in times_s), (total,), (1e-3,), ()
+    )
 
 
 @functools.cache
@@ -221,23 +223,30 @@ def test_what_a_pass_costs_beside_its_operators_is_recovered(planted_s: float) -
     assert validation.mean_error_percent < 4
 
 
-@pytest.mark.parametrize(("power", "slope"), [(1.0, 0.0), (1.5, 0.5), (2.0, 1.0)])
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
 def test_what_neighbours_slow_more_than_the_reference_is_told_from_the_spells(
-    power: float, slope: float
+    slope: float, hidden: bool
 ) -> None:
-    # In a spell the reference slows by a factor, operators by its power. A fifth of the visits are calm.
+    # In a spell the reference slows by a factor, operators by it and by its power. Or else it is hidden from
+    # the reference: the block slows by the factor, operators by its power. A fifth of the visits are calm.
     device, random = Simulated(), np.random.default_rng(3)
     visits = []
     for k in range(100):
         spell = 0.0 if k % 5 == 0 else random.uniform(0.0, 0.5)
         visit = quiet_visit(device, k, chain(k))
-        times = tuple((t[0] * np.exp(power * spell),) for t in visit.times_s)
-        whole = (visit.whole_s[0] * np.exp(power * spell),)
-        slow = (1e-3 * np.exp(spell),)
-        visits.append(dataclasses.replace(visit, times_s=times, whole_s=whole, references_s=slow))
+        slower = np.exp((slope if hidden else 1 + slope) * spell)
+        times = tuple((t[0] * slower,) for t in visit.times_s)
+        yardsticks = {"references_s": (1e-3 * np.exp(0.0 if hidden else spell),)}
+        if hidden:
+            yardsticks["traffic_s"] = (2e-3 * np.exp(spell),)
+        visits.append(
+            dataclasses.replace(visit, times_s=times, whole_s=(visit.whole_s[0] * slower,), **yardsticks)
+        )
     model, validation = fit(roofs_of(device), visits)
     # Drawn a little towards zero: some 300 operators in spells of a sixth or so speak against 20 of a tenth.
-    assert model.families["conv2d"].spell_slope == pytest.approx(slope, abs=0.05 + 0.15 * slope)
+    slopes = [0.0, slope] if hidden else [slope, 0.0]
+    assert model.families["conv2d"].spell_slopes == pytest.approx(slopes, abs=0.05 + 0.15 * slope)
     # What is predicted is the calm machine, though four networks in five were seen in a spell only: theirs
     # are a fifth of the slope too slow. At most a quarter of that is left.
     assert np.median(np.abs(errors(model, device))) < 0.03 + 0.05 * slope

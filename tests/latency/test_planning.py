@@ -83,7 +83,7 @@ def play(plan: AdaptivePlan, count: int) -> list[int]:
     for network, visit in itertools.islice(plan, count):
         assert visit == 0
         specs = tuple(s.spec for s in plan.steps(network))
-        plan.journal.visits.append(Visit(network, 0, 0, specs, ((1e-3,),), (1e-3,), (1e-3,)))
+        plan.journal.visits.append(Visit(network, 0, 0, specs, ((1e-3,),), (1e-3,), (1e-3,), ()))
         networks.append(network)
     return networks
 
@@ -137,7 +137,7 @@ def test_with_too_few_networks_for_a_fit_the_plan_neither_ends_nor_fails(
         network, _ = next(jobs)
         if len(journal.visits) < 4:
             specs = tuple(s.spec for s in plan.steps(network))
-            journal.visits.append(Visit(network, 0, 0, specs, ((1e-3,),), (1e-3,), (1e-3,)))
+            journal.visits.append(Visit(network, 0, 0, specs, ((1e-3,),), (1e-3,), (1e-3,), ()))
     assert next(jobs)[0] % CHOSEN >= 8
 
 

@@ -138,8 +138,8 @@ def test_a_profile_is_three_files_that_other_tools_can_read(folder: Path, profil
     assert model["roofs"]["peak_flops_per_s"] == profile.model.roofs.peak_flops_per_s
     rows = gzip.decompress((folder / "measurements.csv.gz").read_bytes()).decode().splitlines()
     assert rows[0] == "network,visit,row,spec,times_ns"
-    # One row an operator, and three a visit: footprint, whole passes, references.
-    assert len(rows) == 1 + sum(len(v.specs) + 3 for v in profile.visits)
+    # One row an operator, and four a visit: footprint, whole passes, blocks, references.
+    assert len(rows) == 1 + sum(len(v.specs) + 4 for v in profile.visits)
 
 
 def test_raw_samples_come_back_to_the_nanosecond(profile: Profile, tmp_path: Path) -> None:
