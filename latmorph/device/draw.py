@@ -30,10 +30,10 @@ class Draw:
         return bool(self.random.random() < probability)
 
     def width(self, low: int, high: int) -> int:
-        """A log-uniform width; two thirds are multiples of 8 or more, as designers choose them."""
+        """A log-uniform width; more than half are multiples of 8, as designers choose them."""
         value = float(np.exp(self.random.uniform(np.log(low), np.log(high))))
         step = 1
-        if self.chance(0.67):
+        if self.chance(0.55):
             step = self.one((8, 16, 32, 64)) if value >= 64 else self.one((8, 16))
         return max(step, round(value / step) * step, 1)
 

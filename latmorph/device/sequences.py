@@ -11,7 +11,7 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     heads, head = _heads(draw)
     width = heads * head
     patch = draw.one((16, 16, 14, 32))
-    side = draw.one((7, 8, 14, 14, 14, 16)) if draw.chance(0.65) else int(draw.random.integers(3, 33))
+    side = draw.one((7, 8, 14, 14, 14, 16)) if draw.chance(0.5) else int(draw.random.integers(3, 33))
     batch = 1 if draw.chance(0.8) else draw.one((2, 4, 8)) * (1 if draw.reach < 16 else 4)
     while side > 3 and batch * _block_flops(side * side, width) > 4 * limit:
         side -= 1
@@ -118,7 +118,7 @@ def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 def _heads(draw: Draw) -> tuple[int, int]:
     """Heads and the size of one: as designed, or any, as heads that lost channels have."""
-    if draw.chance(0.65):
+    if draw.chance(0.5):
         return draw.one((2, 3, 4, 4, 6, 8, 12)), draw.one((32, 64, 64, 64, 48))
     return draw.one((1, 2, 3, 4, 5, 6, 8)), round(draw.log_uniform(2, 96))
 

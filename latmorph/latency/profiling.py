@@ -22,7 +22,7 @@ from latmorph.latency.planning import AdaptivePlan, Lower
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
 from latmorph.opspec import OpSpec, Step
 
-DEFAULT_BUDGET_S = 250.0
+DEFAULT_BUDGET_S = 240.0
 QUICK_BUDGET_S = 30.0
 
 PASS_S = 2e-3

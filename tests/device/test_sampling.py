@@ -137,7 +137,7 @@ def test_a_larger_limit_gives_larger_networks() -> None:
 
 
 def test_widths_are_off_the_beaten_track_as_often_as_on_it() -> None:
-    # Two thirds of the drawn widths are multiples of 8. Grouped and depthwise widths follow others, so
+    # More than half of the drawn widths are multiples of 8. Grouped and depthwise widths follow others, so
     # the shares are rough: aligned ones lead, odd ones and even ones between are both frequent.
     widths = [s.spec["weight"].shape[0] for k in range(MANY) for s in sampled(k) if s.spec.kind == "conv2d"]
     aligned = np.mean([w % 8 == 0 for w in widths])
