@@ -90,7 +90,7 @@ class _EagerSession(StepSession):
         """Leave the caches as the rest of a larger network would before the pass: its weights are cold.
 
         Activations are not: a network's take turns in the same memory all along. Left cold, it made sampled
-        networks slower by a tenth, and large ones, which the model took to be like them, too dear by 4 %.
+        networks slower by a tenth.
         """
         if len(self.scratch):
             self.scratch.zero_()
