@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import pytest
 import test_zoo
 import torch
 import torch.nn.functional as F
+from modules import Call, Small, silence
 from torch import nn
 
 import latmorph as lm
@@ -31,17 +30,6 @@ from tools import networks
 from tools.zoo import import_torchvision
 
 torch.set_num_threads(1)
-
-
-class Call(nn.Module):
-    """A module around one function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *x: torch.Tensor) -> Any:
-        return self.function(*x)
 
 
 class With(nn.Module):
@@ -108,7 +96,7 @@ def written(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelPro
 
 def exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
     """The model as torch's own exporter writes it."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with silence():
         program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
     assert program is not None
     return program.model_proto
@@ -416,26 +404,8 @@ def test_sampled_networks_compute_what_their_steps_compute_in_torch(seed: int) -
         assert difference <= 1e-4 * max(1.0, float(np.abs(wanted).max()))
 
 
-class Small(nn.Module):
-    """A network with one of each: residual, depthwise, pooling, concatenation, attention, head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = networks.conv_norm(3, 16, 3, 2)
-        self.block = networks.Residual(16, 16, 24, 2, bottleneck=True)
-        self.light = networks.Inverted(24, 24, 1, 4)
-        self.branches = networks.Branches(networks.conv_norm(24, 8, 1), nn.AvgPool2d(3, 1, 1))
-        self.encoder = networks.Encoder(32, 4, 64)
-        self.head = nn.Sequential(nn.Dropout(), nn.Linear(32, 10))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.branches(self.light(self.block(self.stem(x))))
-        x = self.encoder(x.flatten(2).transpose(1, 2))
-        return self.head(x.mean(1))
-
-
 KERNEL_CASES = {
-    "small": (Small(), (random(1, 3, 32, 32),)),
+    "small": (Small(16), (random(1, 3, 32, 32),)),
     "convnext": (
         nn.Sequential(
             *(nn.Conv2d(3, 16, 4, 4), Call(lambda x: x.permute(0, 2, 3, 1)), nn.LayerNorm(16)),

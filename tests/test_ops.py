@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modules import Call
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,17 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import latmorph as lm
 from latmorph import ops
 from latmorph.opspec import OpSpec, TensorSpec
-
-
-class Call(nn.Module):
-    """A module around one function, so that it can be captured."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *x: torch.Tensor) -> torch.Tensor:
-        return self.function(*x)
 
 
 def counted(model: nn.Module, *inputs: torch.Tensor) -> int:

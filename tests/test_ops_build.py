@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from modules import Call
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
@@ -18,19 +19,6 @@ from latmorph.graph.graph import Graph
 from latmorph.opspec import OpSpec, TensorSpec
 
 aten = torch.ops.aten
-
-
-class Call(nn.Module):
-    """A module around one function, so that it can be captured; it may hold parameters."""
-
-    def __init__(self, function: Callable[..., Any], **parameters: torch.Tensor) -> None:
-        super().__init__()
-        self.function = function
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, *x: torch.Tensor) -> Any:
-        return self.function(*x, **dict(self.named_parameters()))
 
 
 def replay(graph: Graph, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[Any]:

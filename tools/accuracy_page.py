@@ -401,7 +401,8 @@ def section(figures: Figures, picture: str) -> str:
         f"### {figures.setting}: {TITLES[figures.set]}",
         "",
         f"Profile `{figures.profile}`, measured for {figures.profile_budget_s:.0f} s on "
-        f"{figures.profile_created[:10]}. Networks measured {min(moments)} to {max(moments)}, load average "
+        f"{figures.profile_created[:10]}. Networks measured {min(moments)} to {max(moments)}, "
+        f"{max(len(n.rounds) for n in figures.networks)} rounds, load average "
         f"{figures.load[0]:.1f}" + (f", seed {figures.seed}." if figures.set != "zoo" else "."),
         *(f"\n**The profile is of another machine: {d}.**" for d in figures.mismatch),
         "",
@@ -562,11 +563,12 @@ variants of it. No network of zoo, hard or removal is used in fitting a profile.
 **Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
 pass each runs once untimed and once timed, in random order, with a fixed reference operator before and
 after. A round's time is that of the calmer half of its samples over that of the references, times the
-reference's on the calm machine. There are four rounds over everything, in each of which every network is
-built anew; "measured" is the mean of a network's two smaller rounds, since neighbours only ever add.
-**Repeatability** is the second take, the smaller of the last two rounds, against the first, the smaller of
-the first two: the same networks, the same method, minutes apart. On Linux, the allocator keeps freed memory
-(`keep_freed_memory` in `latmorph/device/eager.py`), in profiles and here.
+reference's on the calm machine. There are several rounds over everything, four unless a section says
+otherwise, in each of which every network is built anew; "measured" is the mean of the smaller half of a
+network's rounds, since neighbours only ever add. **Repeatability** is the second take, made of the later
+half of the rounds in the same way, against the first, made of the earlier: the same networks, the same
+method, minutes apart. On Linux, the allocator keeps freed memory (`keep_freed_memory` in
+`latmorph/device/backend.py`), in profiles and here.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /

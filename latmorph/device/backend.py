@@ -55,8 +55,8 @@ class StepSession(Session):
         return self.specs(), self.passes
 
 
-BLOCK_CHANNELS = 32, 192
-"""Channels outside and inside of the block that :meth:`Backend.traffic` times: 1x1, depthwise, 1x1, add."""
+BLOCK_INPUT, BLOCK_WIDTH = (1, 32, 56, 56), 192
+"""Shape around, channels inside of the block that :meth:`Backend.traffic` times: 1x1, depthwise, 1x1, add."""
 
 
 class Backend(ABC):
@@ -82,7 +82,7 @@ class Backend(ABC):
     def traffic(self) -> float:
         """Seconds of one run of a fixed block of operators, the yardstick for neighbours in shared caches.
 
-        Its activations, :data:`BLOCK_CHANNELS` of 56 x 56, are more than a core's own caches hold.
+        Its activations, :data:`BLOCK_WIDTH` channels of 56 x 56, are more than a core's own caches hold.
         """
 
     @abstractmethod

@@ -10,6 +10,11 @@ SLOW_FLOPS = 1.5e9
 """Up to this bound on their FLOPs, sampled networks are those of a slow device."""
 
 
+def up_to(size: int, bounds: Sequence[tuple[int, int]]) -> int:
+    """Of pairs of a bound and a value, the value of the first bound that ``size`` does not exceed."""
+    return next(value for bound, value in bounds if size <= bound)
+
+
 class Draw:
     """Random choices that resemble designed networks, half of them off the beaten track.
 
@@ -53,7 +58,7 @@ class Draw:
     def stage(self) -> tuple[int, int, int]:
         """Batch, resolution and input width of a place in a network."""
         size = self.side((112, 56, 56, 28, 28, 28, 14, 14, 14, 7, 7, 32, 16, 8, 4, 35, 17, 20, 10, 40, 80))
-        widest = next(width for most, width in ((20, 1280), (39, 512), (70, 256), (112, 96)) if size <= most)
+        widest = up_to(size, ((20, 1280), (39, 512), (70, 256), (112, 96)))
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:
             size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from latmorph import ops
-from latmorph.device.backend import BLOCK_CHANNELS, Backend, Session, StepSession, keep_freed_memory
+from latmorph.device.backend import BLOCK_INPUT, BLOCK_WIDTH, Backend, Session, StepSession, keep_freed_memory
 from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.errors import DeviceError
 from latmorph.opspec import OpSpec, Step, TensorSpec, network_inputs
@@ -173,12 +173,12 @@ class _Eager(Backend):
 
     def traffic(self) -> float:
         if self._traffic is None:
-            narrow, wide = BLOCK_CHANNELS
+            narrow, wide = BLOCK_INPUT[1], BLOCK_WIDTH
 
             def values(*shape: int) -> torch.Tensor:
                 return torch.rand(shape, device=self.device, dtype=getattr(torch, self.dtype))
 
-            x, depthwise = values(1, narrow, 56, 56), values(wide, 1, 3, 3)
+            x, depthwise = values(*BLOCK_INPUT), values(wide, 1, 3, 3)
             expand, project = values(wide, narrow, 1, 1), values(narrow, wide, 1, 1)
 
             def run() -> object:

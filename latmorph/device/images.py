@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latmorph.device.builder import NetworkBuilder
-from latmorph.device.draw import Draw
+from latmorph.device.draw import Draw, up_to
 
 
 def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
@@ -113,9 +113,7 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         width = draw.width(24, 72)
     else:
         size = draw.side((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16))
-        width = draw.width(
-            16, next(w for most, w in ((48, 544), (70, 288), (130, 144), (224, 72)) if size <= most)
-        )
+        width = draw.width(16, up_to(size, ((48, 544), (70, 288), (130, 144), (224, 72))))
         batch = draw.one((1, 1, 1, 1, 4)) if size <= 32 else 1
         net = NetworkBuilder((batch, width, size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)

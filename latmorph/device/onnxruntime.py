@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from latmorph.device.backend import BLOCK_CHANNELS, Backend, Session, keep_freed_memory
+from latmorph.device.backend import BLOCK_INPUT, BLOCK_WIDTH, Backend, Session, keep_freed_memory
 from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.device.lowering import NUMBERS, Kernel, order_of_steps, read_kernels
 from latmorph.errors import DeviceError, UsageError
@@ -555,7 +555,7 @@ def _reference_model(dtype: str) -> onnx.ModelProto:
 def _block_model(dtype: str) -> onnx.ModelProto:
     """The block of :meth:`Backend.traffic`."""
     node = import_onnx().helper.make_node
-    narrow, wide = BLOCK_CHANNELS
+    narrow, wide = BLOCK_INPUT[1], BLOCK_WIDTH
     nodes = [
         node("Conv", ["x", "expand"], ["a"]),
         node("Relu", ["a"], ["b"]),
@@ -569,7 +569,7 @@ def _block_model(dtype: str) -> onnx.ModelProto:
         "depthwise": (wide, 1, 3, 3),
         "project": (narrow, wide, 1, 1),
     }
-    return _convolutions(nodes, shapes, (1, narrow, 56, 56), dtype)
+    return _convolutions(nodes, shapes, BLOCK_INPUT, dtype)
 
 
 def _convolutions(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from modules import Call, Small, silence
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -24,37 +23,10 @@ from tools import networks
 torch.set_num_threads(1)
 
 
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *x: torch.Tensor) -> Any:
-        return self.function(*x)
-
-
-class Small(nn.Module):
-    """Residual, depthwise, concatenation, attention and a head, in one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = networks.conv_norm(3, 16, 3, 2)
-        self.block = networks.Residual(16, 12, 24, 2, bottleneck=True)
-        self.light = networks.Inverted(24, 24, 1, 4)
-        self.branches = networks.Branches(networks.conv_norm(24, 8, 1), nn.AvgPool2d(3, 1, 1))
-        self.encoder = networks.Encoder(32, 4, 64)
-        self.head = nn.Sequential(nn.Dropout(), nn.Linear(32, 10))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.branches(self.light(self.block(self.stem(x))))
-        x = self.encoder(x.flatten(2).transpose(1, 2))
-        return self.head(x.mean(1))
-
-
 def export(
     model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path, optimise: bool = False, **more: Any
 ) -> Path:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with silence():
         torch.onnx.export(model, inputs, str(path), dynamo=True, optimize=optimise, verbose=False, **more)
     return path
 
@@ -64,7 +36,7 @@ def prunable(graph: lm.Graph) -> list[int]:
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "small": (Small, (1, 3, 32, 32)),
+    "small": (lambda: Small(12), (1, 3, 32, 32)),
     "residual": (lambda: networks.ResNet((1, 1, 1, 1), True, 10), (1, 3, 64, 64)),
     "vit": (lambda: networks.ViT(image=32, width=32, depth=2, heads=2, classes=10), (1, 3, 32, 32)),
     "1d": (
@@ -388,7 +360,7 @@ def test_a_constant_of_an_impossible_size_is_never_computed(tmp_path: Path) -> N
 
 def test_damaged_files_are_refused_or_read_and_never_crash(tmp_path: Path, fresh_seed: int) -> None:
     chance = random.Random(fresh_seed)
-    model = Small().eval()
+    model = Small(12).eval()
     whole = export(model, (torch.randn(1, 3, 32, 32),), tmp_path / "whole.onnx").read_bytes()
     path = tmp_path / "damaged.onnx"
     refused = 0
