@@ -502,6 +502,8 @@ BLUE, GREY, BAND = "#2b6cb0", "#9aa3af", "#e2e8f0"
 
 
 def _draw_times(axes: Any, networks: Sequence[Network]) -> None:
+    from matplotlib.ticker import LogLocator
+
     measured = 1e3 * np.array([n.measured_s for n in networks])
     predicted = 1e3 * np.array([n.predicted_s for n in networks])
     low, high = 0.8 * min(measured.min(), predicted.min()), 1.25 * max(measured.max(), predicted.max())
@@ -510,6 +512,10 @@ def _draw_times(axes: Any, networks: Sequence[Network]) -> None:
     axes.plot(line, line, color=GREY, linewidth=0.8)
     axes.scatter(measured, predicted, s=14, color=BLUE, alpha=0.8, linewidths=0, label="a network")
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     axes.set_xlabel("measured, ms")
     axes.set_ylabel("predicted, ms")
     axes.legend(frameon=False, fontsize=8, loc="upper left")
