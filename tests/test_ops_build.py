@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import latmorph as lm
 from latmorph import ops
 from latmorph.graph.graph import Graph
+from latmorph.ops import calls
 from latmorph.opspec import OpSpec, TensorSpec
 
 aten = torch.ops.aten
@@ -420,3 +421,37 @@ def test_experts_are_priced_by_the_rows_that_they_get_between_them() -> None:
     weight, x = torch.randn(3, 5, 4), torch.randn(6, 5)
     made = ops.handler_of(spec.kind).build(spec, lambda _: weight)(x)
     assert torch.allclose(made, torch.cat([x[2 * k : 2 * k + 2] @ weight[k] for k in range(3)]))
+
+
+WITHOUT_BINDING = {
+    *("_reshape_alias", "_to_copy", "_unsafe_index", "_unsafe_view", "alias", "contiguous", "index", "slice"),
+    *("lift_fresh_copy", "linalg_vector_norm", "mH", "mT", "matrix_H", "numpy_T", "randint", "randperm"),
+    *("tril_indices", "triu_indices", "zero"),
+}
+"""What Python reaches by indexing, as a property, or with arguments in an order of its own."""
+
+
+def test_operators_are_called_as_a_network_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow: set[str] = set()
+    filled = calls._Arguments.filled
+
+    def spied(self: Any, function: Any, held: Any) -> Any:
+        if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+            slow.add(str(function).split(".")[1])
+        return filled(self, function, held)
+
+    monkeypatch.setattr(calls._Arguments, "filled", spied)
+    for name in CASES:
+        model, inputs, graph = captured(name)
+        replay(graph, model, tuple(x.clone() for x in inputs))
+    assert slow == WITHOUT_BINDING
+
+
+def test_a_batch_norm_is_the_module_that_a_network_has() -> None:
+    model, _, graph = captured("norm: batch_norm")
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    (spec,) = (s for s in graph.specs if s.kind == "batch_norm")
+    built = ops.handler_of(spec.kind).build(spec, lambda t: held[t.name])
+    assert isinstance(built, nn.BatchNorm2d)
+    assert not built.training
+    assert all(p.device.type == "cpu" for p in built.parameters())

@@ -435,5 +435,17 @@ def test_networks_written_out_are_made_with_the_same_weights_every_time() -> Non
     assert [tuple(x.shape) for x in one.inputs(2)] == [(2, 3, 224, 224)]
 
 
+def test_pictures_are_normalised_and_have_a_photographs_spectrum() -> None:
+    x = zoo.picture((2, 3, 64, 128))
+    assert x.shape == (2, 3, 64, 128)
+    assert torch.allclose(x.mean((2, 3)), torch.zeros(2, 3), atol=1e-5)
+    assert torch.allclose(x.std((2, 3)), torch.ones(2, 3), atol=1e-5)
+    frequency = torch.hypot(torch.fft.fftfreq(64)[:, None], torch.fft.fftfreq(128)[None])
+    power = torch.fft.fft2(x).abs().square().mean((0, 1))
+    rings = [power[(low <= frequency) & (frequency < 2 * low)].mean() for low in (0.05, 0.1, 0.2)]
+    assert torch.stack(rings).log2().diff().tolist() == pytest.approx([-2.0] * 2, abs=0.3)
+    assert torch.equal(x, zoo.picture((2, 3, 64, 128)))
+
+
 def test_overhead_is_taken_pair_by_pair() -> None:
     assert Pairs("x", (1.0, 2.0), (1.5, 2.0)).ratios.tolist() == [1.5, 1.0]

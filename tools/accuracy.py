@@ -56,7 +56,7 @@ from tools.accuracy_page import (
     write_page,
 )
 from tools.hard_set import HardNetwork, hard_set
-from tools.zoo import ZooNetwork, written_out, zoo
+from tools.zoo import ZooNetwork, picture, written_out, zoo
 
 ROUNDS = 4
 CHUNK = 6
@@ -234,8 +234,7 @@ def hard_case(h: HardNetwork, device: str) -> Case:
     """A network of the hard set."""
 
     def make() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
-        x = torch.rand(h.shape, generator=torch.Generator().manual_seed(0))
-        return h.make().to(device), (x.to(device),)
+        return h.make().to(device), (picture(h.shape).to(device),)
 
     return Case(f"hard {h.name}", make)
 

@@ -10,6 +10,7 @@ import sys
 import msgspec
 
 from latmorph._version import __version__
+from latmorph.device.timing import calm_reference_s
 from latmorph.latency.fit import fit
 from latmorph.latency.profile import Profile, open_profile
 
@@ -19,7 +20,12 @@ def main() -> None:
     for folder in sys.argv[1:]:
         old = open_profile(folder)
         model, validation = fit(old.model.roofs, old.visits, seed=old.header.seed)
-        header = msgspec.structs.replace(old.header, validation=validation, latmorph=__version__)
+        header = msgspec.structs.replace(
+            old.header,
+            validation=validation,
+            latmorph=__version__,
+            reference_s=calm_reference_s(old.visits),
+        )
         Profile(header, model, old.visits).save(folder)
         before, after = old.header.validation, validation
         print(

@@ -53,9 +53,24 @@ class ZooNetwork:
             return self.build().eval()
 
 
+def picture(shape: tuple[int, ...]) -> torch.Tensor:
+    """Pictures ``(N, C, H, W)`` of noise with the spectrum of a photograph, normalised as networks get them.
+
+    Amplitude falls with frequency as ``1 / f`` (Field 1987, "Relations between the statistics of natural
+    images and the response properties of cortical cells"). How long max-pooling takes depends on it: over
+    white noise longer, over noise between 0 and 1 less long.
+    """
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows, columns = torch.fft.fftfreq(shape[2])[:, None], torch.fft.rfftfreq(shape[3])[None]
+    frequency = torch.hypot(rows, columns).clamp(min=1 / max(shape[2:]))
+    smooth = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=shape[2:])
+    smooth = smooth - smooth.mean((2, 3), keepdim=True)
+    return smooth / smooth.std((2, 3), keepdim=True)
+
+
 def images(size: int, batch: int) -> Inputs:
-    """``batch`` square pictures of noise."""
-    return (torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+    """``batch`` square pictures."""
+    return (picture((batch, 3, size, size)),)
 
 
 def tokens(length: int, batch: int) -> Inputs:

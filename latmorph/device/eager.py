@@ -26,7 +26,7 @@ class _Program:
     def __init__(self, steps: Sequence[Step], device: str) -> None:
         self.device = device
         self.steps = steps
-        self.calls = [ops.handler_of(s.spec.kind).build(s.spec, self._parameter).eval() for s in steps]
+        self.calls = [ops.handler_of(s.spec.kind).build(s.spec, self._parameter) for s in steps]
         self.sources = [s.sources for s in steps]
         last = {source: i for i, s in enumerate(steps) for source, _ in s.sources}
         self.freed = [[v for v, when in last.items() if when == i and v >= 0] for i in range(len(steps))]

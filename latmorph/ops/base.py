@@ -89,9 +89,11 @@ class Handler:
         """Name in torch's ``aten`` namespace that runs this operator."""
         return spec.kind + ("_" if spec.attr("inplace") else "")
 
-    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> torch.nn.Module:
-        """A module that takes the operands that are not parameters, in order, and runs the operator."""
-        return _aten_call(self.target(spec), spec, parameter, self.lists)
+    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> Callable[..., Any]:
+        """A call that takes the operands that are not parameters, in order, and runs the operator."""
+        from latmorph.ops.calls import aten_call
+
+        return aten_call(self.target(spec), spec, parameter, self.lists)
 
     def keeps_zero(self, spec: OpSpec) -> bool:
         """Whether a channel that is zero in every activation it reads is zero in what it writes."""
@@ -130,84 +132,3 @@ def where(condition: Any, yes: Scalar, no: Scalar) -> Scalar:
     if isinstance(condition, bool | int):
         return yes if condition else no
     return np.where(condition, yes, no)
-
-
-OURS = ("inplace", "strided", "op")
-"""Attributes that no operator of torch's has."""
-
-
-def _aten_call(
-    name: str, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor], lists: Sequence[str]
-) -> torch.nn.Module:
-    import torch
-
-    packet = getattr(torch.ops.aten, name)
-    operands = [(t.name, parameter(t) if t.parameter else None) for t in spec.inputs]
-    listed = {n: spec.attr(n) for n in lists if spec.operand(n) is not None}
-    fixed: dict[str, Any] = {
-        key: _attr_value(key, value, parameter)
-        for key, value in spec.attrs
-        if key not in OURS and key not in listed
-    }
-    fixed.update({n: value for n, value in operands if value is not None and n not in listed})
-    names = [n for n, value in operands if value is None]
-    kinds = {key: "str" if isinstance(value, str) else "" for key, value in fixed.items()}
-    kinds.update((t.name, "Tensor") for t in spec.inputs)
-    function, left_out = _overload(packet, kinds)
-    fixed.update(dict.fromkeys(left_out))
-
-    # A module, because the operators of a real network are called through modules as well.
-    class Call(torch.nn.Module):
-        def forward(self, *activations: torch.Tensor) -> Any:
-            return function(**dict(zip(names, activations, strict=True)), **fixed)
-
-    class CallWithLists(torch.nn.Module):
-        def forward(self, *activations: torch.Tensor) -> Any:
-            arriving = iter(activations)
-            given: dict[str, Any] = {n: [] for n in listed}
-            for n, value in operands:
-                tensor = next(arriving) if value is None else value
-                if n in listed:
-                    given[n].append(tensor)
-                else:
-                    given[n] = tensor
-            for n, present in listed.items():
-                if present is not None:  # some places of the list are empty
-                    tensors = iter(given[n])
-                    given[n] = [next(tensors) if there else None for there in present]
-            return function(**{**fixed, **given})
-
-    return CallWithLists() if listed else Call()
-
-
-def _overload(packet: Any, given: Mapping[str, str]) -> tuple[Any, list[str]]:
-    """The overload for these arguments, and those of its own that are None because nothing was given.
-
-    ``given`` says of each argument whether it is a ``Tensor``, a ``str`` or anything else. Found once, here:
-    torch, asked at every call, tries one after the other, and a try that fails takes longer than many
-    an operator. Where none fits by its schema, torch shall choose.
-    """
-    import torch
-
-    found: list[tuple[Any, list[str]]] = []
-    for name in packet.overloads():
-        overload = getattr(packet, name)
-        arguments = overload._schema.arguments
-        left = [a for a in arguments if a.name not in given and not a.has_default_value()]
-        taken = [a for a in arguments if a.name in given]
-        fits = len(taken) == len(given) and all(
-            (kind in str(a.type)) == (kind == given[a.name]) for a in taken for kind in ("Tensor", "str")
-        )
-        if fits and all(isinstance(a.type, torch.OptionalType) for a in left):
-            found.append((overload, [a.name for a in left]))
-    return min(found, key=lambda x: len(x[1]), default=(packet, []))
-
-
-def _attr_value(key: str, value: Any, parameter: Callable[[TensorSpec], torch.Tensor]) -> Any:
-    import torch
-
-    if key == "device":  # where the parameters are, wherever the network was captured
-        return parameter(TensorSpec("device", ())).device
-    if key in ("dtype", "out_dtype", "memory_format", "layout") and isinstance(value, str):
-        return getattr(torch, value)
-    return list(value) if isinstance(value, tuple) else value

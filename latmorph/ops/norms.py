@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, pass_axes
-from latmorph.opspec import OpSpec, Scalar
+from latmorph.opspec import OpSpec, Scalar, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 class BatchNorm(Handler):
@@ -18,6 +22,21 @@ class BatchNorm(Handler):
         "running_mean": "statistic",
         "running_var": "statistic",
     }
+
+    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> Callable[..., Any]:
+        held = {t.name: t for t in spec.inputs[1:] if t.parameter}
+        space = len(spec.inputs[0].shape) - 2
+        if spec.kind != "batch_norm" or set(held) != set(self.roles) or space not in (1, 2, 3):
+            return super().build(spec, parameter)
+        from torch import nn
+
+        # A network's own module: what it does in Python takes longer than the kernel of a small picture.
+        kind: type[nn.BatchNorm2d] = getattr(nn, f"BatchNorm{space}d")
+        norm = kind(spec.inputs[0].shape[1], spec.attr("eps"), device="meta")
+        for name, tensor in held.items():
+            made = parameter(tensor)
+            setattr(norm, name, made if "running" in name else nn.Parameter(made, requires_grad=False))
+        return norm.eval()
 
     def keeps_zero(self, spec: OpSpec) -> bool:
         # With a scale, scale and shift are zero together; an instance without one is zero less its mean.

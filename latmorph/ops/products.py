@@ -337,22 +337,21 @@ class GroupedMatMul(Handler):
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         return spec.inputs[0].shape[-1], spec.out.shape[-1]
 
-    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> torch.nn.Module:
+    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> Callable[..., Any]:
         import torch
 
         weight = spec.inputs[1]
         held = parameter(weight) if weight.parameter else None
         rows = spec.inputs[0].shape[0]
 
-        class Call(torch.nn.Module):
-            def forward(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-                matrices = others[0] if held is None else held
-                # Equal runs: where rows go depends on values, which a lone operator does not have.
-                shares = x.tensor_split(len(matrices))
-                made = [share @ matrix for share, matrix in zip(shares, matrices, strict=True)]
-                return torch.cat(made).view(rows, -1)
+        def run(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            matrices = others[0] if held is None else held
+            # Equal runs: where rows go depends on values, which a lone operator does not have.
+            shares = x.tensor_split(len(matrices))
+            made = [share @ matrix for share, matrix in zip(shares, matrices, strict=True)]
+            return torch.cat(made).view(rows, -1)
 
-        return Call()
+        return run
 
 
 class Attention(Handler):

@@ -527,9 +527,9 @@ def test_progress_is_told_a_growing_fraction_and_the_number_of_visits(journal: J
 # --- observations
 
 
-def test_the_calm_reference_is_the_lower_decile_of_the_visits_minima() -> None:
-    visits = [hand_visit(k, 0, [1.0, 1.0], 1.0 + k) for k in range(11)]
-    assert calm_reference_s(visits) == pytest.approx(2.0)  # the second smallest of eleven
+def test_the_calm_reference_is_the_lower_quartile_of_the_visits() -> None:
+    visits = [hand_visit(k, 0, [1.0, 1.0], 1.0 + k) for k in range(9)]
+    assert calm_reference_s(visits) == pytest.approx(3.0)  # the third smallest of nine
 
 
 def test_observations_divide_the_spell_out_by_hand() -> None:
