@@ -646,11 +646,8 @@ def predict_anew(args: argparse.Namespace, profile: Profile, name: str) -> Figur
         return None
     old = read_figures(path)
     args = argparse.Namespace(**{**vars(args), "seed": old.seed})
-    scale = 1.0 if profile.mismatch else profile.header.reference_s / old.reference_s
-    rounds = {
-        n.name: tuple(msgspec.structs.replace(r, time_s=r.time_s * scale) for r in n.rounds)
-        for n in old.networks
-    }
+    calm = old.reference_s if profile.mismatch else profile.header.reference_s
+    rounds = {n.name: tuple(r.on(calm) for r in n.rounds) for n in old.networks}
     plan = plan_of(args, profile, name)
     widths = {n.name: n.shrunk for n in old.networks}
     same = [c for c in plan.cases if widths.get(c.name) == c.shrunk]

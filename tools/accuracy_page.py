@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from latmorph.device.timing import calm_s
+from latmorph.device.timing import calm_s, in_calm_s
 from latmorph.files import write_whole
 from latmorph.report.tables import time_text
 
@@ -37,6 +37,12 @@ class Round(msgspec.Struct, frozen=True):
     time_s: float
     samples_s: tuple[float, ...]
     references_s: tuple[float, ...]
+
+    def on(self, calm_reference_s: float) -> Round:
+        """The round with its calm time worked out anew, for another calm reference."""
+        return msgspec.structs.replace(
+            self, time_s=in_calm_s(self.samples_s, self.references_s, calm_reference_s)
+        )
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -568,13 +574,14 @@ variants of it. No network of zoo, hard or removal is used in fitting a profile.
 
 **Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
 pass each runs once untimed and once timed, in random order, with a fixed reference operator before and
-after. A round's time is that of the calmer half of its samples over that of the references, times the
-reference's on the calm machine. There are several rounds over everything, four unless a section says
-otherwise, in each of which every network is built anew; "measured" is the mean of the smaller half of a
-network's rounds, since neighbours only ever add. **Repeatability** is the second take, made of the later
-half of the rounds in the same way, against the first, made of the earlier: the same networks, the same
-method, minutes apart. On Linux, the allocator keeps freed memory (`keep_freed_memory` in
-`latmorph/device/backend.py`), in profiles and here.
+after. A round's time is the mean of the calmer half of its samples, taken to the calm machine by how much
+the reference was slower than on it (`in_calm_s` in `latmorph/device/timing.py`). There are several rounds
+over everything, four unless a section says otherwise, in each of which every network is built anew;
+"measured" is the mean of the smaller half of a network's rounds, since neighbours only ever add.
+**Repeatability** is the second take, made of the later half of the rounds in the same way, against the
+first, made of the earlier: the same networks, the same method, minutes apart. Pictures are noise with the
+spectrum of a photograph: how long max-pooling takes depends on what it reads. On Linux, the allocator keeps
+freed memory (`keep_freed_memory` in `latmorph/device/backend.py`), in profiles and here.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /

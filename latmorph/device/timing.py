@@ -80,6 +80,20 @@ def calm_s(samples: Sequence[float]) -> float:
     return float(np.mean(np.sort(samples)[: (len(samples) + 1) // 2]))
 
 
+OWN_SPELL = 0.05
+"""How far the reference's time strays by itself, as a logarithm: with where its operands lie in memory."""
+
+
+def in_calm_s(samples_s: Sequence[float], references_s: Sequence[float], calm_reference_s: float) -> float:
+    """A callable's calm time in seconds, from samples and from the reference's samples beside them.
+
+    Where the reference took longer than on the calm machine, so did the callable: by all of what the
+    reference says beyond :data:`OWN_SPELL`, and by half of what it says up to twice that.
+    """
+    spell = np.log(calm_s(references_s) / calm_reference_s)
+    return calm_s(samples_s) * float(np.exp(np.clip(spell / 2, -OWN_SPELL, OWN_SPELL) - spell))
+
+
 RUNS = 2
 """Runs of the block before a visit's passes, and after: between passes they would empty the caches."""
 
@@ -371,34 +385,38 @@ class Whole:
 def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, Whole]]:
     """Times of every operator and, by network, of whole passes.
 
-    In each visit, the time over the reference's (see :func:`calm_s`); over visits, the smaller; times the
-    calm reference.
+    In each visit, the mean over the calmer half of its passes, over the reference's time, times the calm
+    reference; the mean over a network's visits. Passes and visits are taken whole: were the smaller half
+    of each operator's own samples taken, they would sum to less than any pass takes.
     """
     if not visits:
         return [], {}
     calm = calm_reference_s(visits)
-    best: dict[tuple[int, int], Observation] = {}
-    whole: dict[int, Whole] = {}
+    taken: dict[int, list[tuple[Visit, np.ndarray, Whole]]] = {}
     for visit, traffic in zip(visits, _traffic_spells(visits), strict=True):
         scale = calm / visit.reference_s
-        spell = -float(np.log(scale)), traffic
-        for position, (spec, times) in enumerate(zip(visit.specs, visit.times_s, strict=True)):
-            key = (visit.network, position)
-            value = calm_s(times) * scale
-            if key not in best or value < best[key].time_s:
-                best[key] = Observation(*key, visit.footprint_bytes, spec, value, spell)
-        taken = Whole(calm_s(visit.whole_s) * scale, spell)
-        before = whole.get(visit.network, taken)
-        whole[visit.network] = min(taken, before, key=lambda w: w.time_s)
-    return list(best.values()), whole
+        passes = np.array(visit.times_s)
+        calmer = np.argsort(passes.sum(axis=0), kind="stable")[: (passes.shape[1] + 1) // 2]
+        whole = Whole(calm_s(visit.whole_s) * scale, (-float(np.log(scale)), traffic))
+        taken.setdefault(visit.network, []).append((visit, passes[:, calmer].mean(axis=1) * scale, whole))
+    found: list[Observation] = []
+    wholes: dict[int, Whole] = {}
+    for network, of_visits in taken.items():
+        first = of_visits[0][0]
+        spell = np.mean([whole.spell for _, _, whole in of_visits], axis=0)
+        in_spell = float(spell[0]), float(spell[1])
+        times_s = np.mean([times for _, times, _ in of_visits], axis=0).tolist()
+        for position, (spec, time_s) in enumerate(zip(first.specs, times_s, strict=True)):
+            found.append(Observation(network, position, first.footprint_bytes, spec, time_s, in_spell))
+        wholes[network] = Whole(float(np.mean([whole.time_s for _, _, whole in of_visits])), in_spell)
+    return found, wholes
 
 
 @dataclass(frozen=True)
 class Timing:
     """Interleaved samples of one callable.
 
-    ``time_s`` is its calm time in seconds (see :func:`calm_s`): over the reference's, times the calm
-    reference that was given (or the smallest one seen). ``median_s`` and ``spread`` (half the
+    ``time_s`` is its calm time in seconds (see :func:`in_calm_s`). ``median_s`` and ``spread`` (half the
     interquartile range over the median) are of the raw samples.
     """
 
@@ -448,7 +466,7 @@ def time_calls(
         name: Timing(
             tuple(samples[name]),
             tuple(beside[name]),
-            calm_s(samples[name]) / calm_s(beside[name]) * calm,
+            in_calm_s(samples[name], beside[name], calm),
         )
         for name in names
     }

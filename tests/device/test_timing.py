@@ -19,6 +19,7 @@ from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
 from latmorph.device.timing import (
     CHOSEN,
+    OWN_SPELL,
     Journal,
     Plan,
     StopRule,
@@ -27,6 +28,7 @@ from latmorph.device.timing import (
     calm_reference_s,
     calm_s,
     collect,
+    in_calm_s,
     observations,
     shuffled,
     time_calls,
@@ -532,9 +534,17 @@ def test_the_calm_reference_is_the_lower_quartile_of_the_visits() -> None:
     assert calm_reference_s(visits) == pytest.approx(3.0)  # the third smallest of nine
 
 
+def test_operators_sum_to_the_calmer_passes() -> None:
+    visit = replace(
+        hand_visit(0, 0, [1.0, 1.0], 1.0), times_s=((1.0, 5.0, 2.0, 2.0), (6.0, 1.0, 3.0, 4.0))
+    )  # passes of 7, 6, 5 and 6; the calmer half are the third and, first of two alike, the second
+    found, _ = observations([visit])
+    assert [o.time_s for o in found] == pytest.approx([(2.0 + 5.0) / 2, (3.0 + 1.0) / 2])
+
+
 def test_observations_divide_the_spell_out_by_hand() -> None:
-    # Network 0 is seen calm and in a spell of 2 in which its first operator ran well by chance;
-    # network 1 in a spell only. Nine more hold the calm reference at 1.
+    # Network 0 is seen calm and in a spell of 2; network 1 in a spell only. Nine more hold the calm
+    # reference at 1.
     visits = [
         hand_visit(0, 0, [10.0, 20.0], 1.0),
         hand_visit(0, 1, [18.0, 44.0], 2.0),
@@ -543,17 +553,16 @@ def test_observations_divide_the_spell_out_by_hand() -> None:
     ]
     found, whole = observations(visits)
     seen = {(o.network, o.position): o for o in found}
-    # Of two samples the smaller counts; over visits the smaller, in units of the reference.
-    assert seen[0, 0].time_s == pytest.approx(9.0)
-    assert seen[0, 1].time_s == pytest.approx(20.0)
+    # Of two passes the calmer counts; over visits the mean, in units of the reference.
+    assert seen[0, 0].time_s == pytest.approx((10.0 + 9.0) / 2)
+    assert seen[0, 1].time_s == pytest.approx((20.0 + 22.0) / 2)
     assert seen[1, 0].time_s == pytest.approx(3.0)
     assert seen[1, 1].time_s == pytest.approx(4.0)
-    # The spell is of the visit that counted: the first of network 0 was calm, the second at half speed.
-    # The block was three times slower in network 1, and nobody timed any in network 0.
-    assert seen[0, 0].spell == pytest.approx((math.log(2), 0.0))
-    assert seen[0, 1].spell == pytest.approx((0.0, 0.0))
+    # So is the spell: the first visit of network 0 was calm, the second at half speed. The block was three
+    # times slower in network 1, and nobody timed any in network 0.
+    assert seen[0, 0].spell == seen[0, 1].spell == pytest.approx((math.log(2) / 2, 0.0))
     assert seen[1, 1].spell == pytest.approx((math.log(2), math.log(3)))
-    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.0, 0.0, 0.0))
+    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.5, math.log(2) / 2, 0.0))
     assert (whole[1].time_s, *whole[1].spell) == pytest.approx((7.0, math.log(2), math.log(3)))
     assert len(found) == 2 * 11
     assert {o.footprint_bytes for o in found} == {1000}
@@ -677,7 +686,8 @@ def test_planted_costs_are_recovered_in_units_of_the_reference_given() -> None:
     assert [len(t.samples_s) for t in timings.values()] == [4, 4]
     # The profile knows the reference as 2 where it takes 1 today: today's machine runs twice as fast.
     timings = time_calls(clock, calls, passes=4, reference_s=2.0)
-    assert {n: t.time_s for n, t in timings.items()} == pytest.approx({"a": 6.0, "b": 1.0})
+    strays = math.exp(-OWN_SPELL)
+    assert {n: t.time_s for n, t in timings.items()} == pytest.approx({"a": 6.0 * strays, "b": strays})
 
 
 def test_spells_longer_than_a_pass_do_not_favour_one_callable() -> None:
@@ -692,9 +702,23 @@ def test_spells_longer_than_a_pass_do_not_favour_one_callable() -> None:
 
 def test_a_machine_slow_throughout_is_told_by_the_known_reference() -> None:
     clock = PlantedClock(lambda now: 1.7)
-    timings = time_calls(clock, {"a": clock.call("a", 2.0)}, passes=3, reference_s=1.0)
-    assert timings["a"].time_s == pytest.approx(2.0)
-    assert timings["a"].median_s == pytest.approx(3.4)
+    timing = time_calls(clock, {"a": clock.call("a", 2.0)}, passes=3, reference_s=1.0)["a"]
+    assert timing.time_s == pytest.approx(2.0 * math.exp(OWN_SPELL))
+    assert timing.median_s == pytest.approx(3.4)
+
+
+@pytest.mark.parametrize(
+    ("slower", "taken_off"),
+    [
+        (1.0, 0.0),
+        (1.04, 0.5 * math.log(1.04)),
+        (0.96, 0.5 * math.log(0.96)),
+        (1.5, math.log(1.5) - OWN_SPELL),
+    ],
+)
+def test_half_of_what_the_reference_says_is_its_own(slower: float, taken_off: float) -> None:
+    time_s = in_calm_s([3.0, 3.0, 9.0], [2.0 * slower, 2.0 * slower, 7.0], 2.0)
+    assert time_s == pytest.approx(3.0 * math.exp(-taken_off))
 
 
 def test_median_and_spread_are_of_the_raw_samples() -> None:

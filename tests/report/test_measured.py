@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import latmorph as lm
+from latmorph.device.timing import in_calm_s
 from latmorph.latency.profile import Profile
 from latmorph.report.measured import measure_together
 
@@ -102,8 +103,8 @@ def test_every_sample_is_kept_beside_its_reference(cpu_profile: Profile) -> None
 
 def test_the_time_is_scaled_to_the_calm_reference_of_this_machines_profile(cpu_profile: Profile) -> None:
     timing = lm.measure(Watched(), X, cpu_profile, passes=4)
-    in_references = calmer_half(timing.samples_s) / calmer_half(timing.references_s)
-    assert timing.time_s == pytest.approx(in_references * cpu_profile.header.reference_s)
+    calm = cpu_profile.header.reference_s
+    assert timing.time_s == pytest.approx(in_calm_s(timing.samples_s, timing.references_s, calm))
 
 
 def test_another_machines_calm_reference_says_nothing_here(cpu_profile: Profile) -> None:
