@@ -382,12 +382,21 @@ class Whole:
     spell: Spell
 
 
+def _calm_steps_s(times_s: Sequence[Sequence[float]]) -> np.ndarray:
+    """Calm times of a network's steps, from those of each in all passes.
+
+    Each step's own calm time says its share. Together they would be less than any pass takes, since not
+    all are calm at once: so they are made to sum to what the calmer half of the passes takes.
+    """
+    own = np.array([calm_s(times) for times in times_s])
+    total = float(own.sum())
+    return own * (calm_s(np.sum(times_s, axis=0)) / total) if total > 0 else own
+
+
 def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, Whole]]:
     """Times of every operator and, by network, of whole passes.
 
-    In each visit, the mean over the calmer half of its passes, over the reference's time, times the calm
-    reference; the mean over a network's visits. Passes and visits are taken whole: were the smaller half
-    of each operator's own samples taken, they would sum to less than any pass takes.
+    In each visit, over the reference's time, times the calm reference; the mean over a network's visits.
     """
     if not visits:
         return [], {}
@@ -395,10 +404,8 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
     taken: dict[int, list[tuple[Visit, np.ndarray, Whole]]] = {}
     for visit, traffic in zip(visits, _traffic_spells(visits), strict=True):
         scale = calm / visit.reference_s
-        passes = np.array(visit.times_s)
-        calmer = np.argsort(passes.sum(axis=0), kind="stable")[: (passes.shape[1] + 1) // 2]
         whole = Whole(calm_s(visit.whole_s) * scale, (-float(np.log(scale)), traffic))
-        taken.setdefault(visit.network, []).append((visit, passes[:, calmer].mean(axis=1) * scale, whole))
+        taken.setdefault(visit.network, []).append((visit, _calm_steps_s(visit.times_s) * scale, whole))
     found: list[Observation] = []
     wholes: dict[int, Whole] = {}
     for network, of_visits in taken.items():

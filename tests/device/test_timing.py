@@ -537,9 +537,9 @@ def test_the_calm_reference_is_the_lower_quartile_of_the_visits() -> None:
 def test_operators_sum_to_the_calmer_passes() -> None:
     visit = replace(
         hand_visit(0, 0, [1.0, 1.0], 1.0), times_s=((1.0, 5.0, 2.0, 2.0), (6.0, 1.0, 3.0, 4.0))
-    )  # passes of 7, 6, 5 and 6; the calmer half are the third and, first of two alike, the second
+    )  # passes of 7, 6, 5 and 6: the calmer half takes 5.5; the operators' own calm times are 1.5 and 2
     found, _ = observations([visit])
-    assert [o.time_s for o in found] == pytest.approx([(2.0 + 5.0) / 2, (3.0 + 1.0) / 2])
+    assert [o.time_s for o in found] == pytest.approx([5.5 * 1.5 / 3.5, 5.5 * 2.0 / 3.5])
 
 
 def test_observations_divide_the_spell_out_by_hand() -> None:
