@@ -16,6 +16,7 @@ FLOW = [
     "files.py",
     "opspec.py",
     "values.py",
+    "ops/calls.py",
     "ops/base.py",
     "ops/products.py",
     "ops/norms.py",

@@ -647,7 +647,9 @@ def predict_anew(args: argparse.Namespace, profile: Profile, name: str) -> Figur
     old = read_figures(path)
     args = argparse.Namespace(**{**vars(args), "seed": old.seed})
     calm = old.reference_s if profile.mismatch else profile.header.reference_s
-    rounds = {n.name: tuple(r.on(calm) for r in n.rounds) for n in old.networks}
+    rounds = {n.name: n.rounds for n in old.networks}
+    if calm != old.reference_s:
+        rounds = {name: tuple(r.on(calm) for r in taken) for name, taken in rounds.items()}
     plan = plan_of(args, profile, name)
     widths = {n.name: n.shrunk for n in old.networks}
     same = [c for c in plan.cases if widths.get(c.name) == c.shrunk]
