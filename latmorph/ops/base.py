@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latmorph.opspec import OpSpec, Scalar, TensorSpec
+from latmorph.opspec import OpSpec, Scalar
 
 if TYPE_CHECKING:
-    import torch
+    from latmorph.ops.calls import Parameter
 
 Labels = np.ndarray | None
 """Labels of one axis, int64 of the axis's size; None where nothing can be removed."""
@@ -89,7 +89,7 @@ class Handler:
         """Name in torch's ``aten`` namespace that runs this operator."""
         return spec.kind + ("_" if spec.attr("inplace") else "")
 
-    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> Callable[..., Any]:
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
         """A call that takes the operands that are not parameters, in order, and runs the operator."""
         from latmorph.ops.calls import aten_call
 

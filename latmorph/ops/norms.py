@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, pass_axes
-from latmorph.opspec import OpSpec, Scalar, TensorSpec
+from latmorph.opspec import OpSpec, Scalar
 
 if TYPE_CHECKING:
-    import torch
+    from latmorph.ops.calls import Parameter
 
 
 class BatchNorm(Handler):
@@ -23,7 +23,7 @@ class BatchNorm(Handler):
         "running_var": "statistic",
     }
 
-    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> Callable[..., Any]:
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
         held = {t.name: t for t in spec.inputs[1:] if t.parameter}
         space = len(spec.inputs[0].shape) - 2
         if spec.kind != "batch_norm" or set(held) != set(self.roles) or space not in (1, 2, 3):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, prod, where
-from latmorph.opspec import OpSpec, Scalar, TensorSpec, ceil_to
+from latmorph.opspec import OpSpec, Scalar, ceil_to
 
 if TYPE_CHECKING:
     import torch
+
+    from latmorph.ops.calls import Parameter
 
 
 def _computed(spec: OpSpec, io: AxisLabels) -> None:
@@ -337,7 +339,7 @@ class GroupedMatMul(Handler):
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         return spec.inputs[0].shape[-1], spec.out.shape[-1]
 
-    def build(self, spec: OpSpec, parameter: Callable[[TensorSpec], torch.Tensor]) -> Callable[..., Any]:
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
         import torch
 
         weight = spec.inputs[1]
