@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", metavar="MODEL", help="add measurements of this model to a profile (focus)")
     sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=f"with --model: {INPUT}")
     sub.add_argument(
-        "--profile", metavar="NAME", help="with --model: the profile to add to (this machine's newest)"
+        "--profile", metavar="NAME", help="the profile to go on with; with --model, by default the newest"
     )
     sub.add_argument("-o", "--output", type=Path, metavar="DIR", help="the profile's folder")
 
@@ -224,9 +224,9 @@ def _profile(args: argparse.Namespace) -> None:
     if args.model:
         _focus(args, backend, budget)
         return
-    for name, given in (("--input", args.input), ("--profile", args.profile)):
-        if given:
-            raise UsageError(f"{name} goes with --model: it says what to add measurements of, and to what")
+    if args.input:
+        raise UsageError("--input goes with --model: it says what to add measurements of")
+    base = _load_profile(args.profile) if args.profile else None
     folder = (args.output or user_folder() / backend.fingerprint().slug).resolve()
     check_place(folder)
     with _resumable(_journal(folder)) as journal, _progress(f"profiling {args.device}") as progress:
@@ -234,6 +234,7 @@ def _profile(args: argparse.Namespace) -> None:
             backend,
             journal,
             folder=folder,
+            base=base,
             budget_s=budget or (QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S),
             seed=args.seed,
             progress=progress,

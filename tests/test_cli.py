@@ -412,7 +412,7 @@ def test_measure_as_json_holds_the_raw_samples(capsys: Capture, profiles_folder:
     assert found["profile"] == "here"
     assert found["estimate"]["total_s"] > 0
     measured = found["measured"]
-    assert len(measured["samples_s"]) == len(measured["references_s"]) == 4
+    assert (len(measured["samples_s"]), len(measured["references_s"])) == (4, 8)
     assert all(t > 0 for t in (*measured["samples_s"], *measured["references_s"], measured["time_s"]))
 
 
@@ -571,6 +571,15 @@ def test_options_of_the_runtime_are_handed_on(capsys: Capture, monkeypatch: pyte
     assert given == [("cpu", "onnxruntime", {"spinning": "on", "optimisation": "basic"})]
 
 
+def test_a_profile_goes_on_by_name(capsys: Capture, quick_profile: Path) -> None:
+    argv = ("profile", "--device", "cpu", "--json")
+    base = strict_json(output_of(capsys, *argv, "--budget", "1000"))
+    longer = strict_json(output_of(capsys, *argv, "--budget", "600", "--profile", base["folder"]))
+    assert longer["folder"] == base["folder"]
+    assert longer["profile"]["budget_s"] == 1600
+    assert open_profile(longer["folder"]).header.created == longer["profile"]["created"]
+
+
 # profile --model
 
 
@@ -665,7 +674,7 @@ def test_a_profile_of_something_else_is_not_added_to(
         (("--model", "latmorph_cli_models:Gone", "--input", "1x3"), ["'Gone'"]),
         (("--model", "gone.pt2"), ["'gone.pt2'", "no such file"]),
         (("--input", "1x3x8x8"), ["--input", "--model"]),
-        (("--profile", "here"), ["--profile", "--model"]),
+        (("--profile", "gone"), ["'gone'"]),
         (("--model", "latmorph_cli_models:Fourier", "--input", "2x16"), ["fft"]),
     ],
 )

@@ -376,7 +376,7 @@ def test_sampled_networks_compute_what_their_steps_compute_in_torch(seed: int) -
     def parameter(spec: TensorSpec) -> torch.Tensor:
         if id(spec) not in held:
             fan_in = max(1, int(np.prod(spec.shape[1:])))
-            drawn = torch.from_numpy(random.standard_normal(spec.shape) / np.sqrt(fan_in))
+            drawn = torch.as_tensor(random.standard_normal(spec.shape) / np.sqrt(fan_in))
             if spec.name == "running_var":
                 drawn = drawn.abs() + 0.5
             held[id(spec)] = drawn.to(getattr(torch, spec.dtype))

@@ -306,6 +306,21 @@ def test_a_view_moves_nothing_and_a_copy_moves_everything_twice() -> None:
     assert [(s.kind, ops.byte_count(s)) for s in copies] == [("view", 0), ("copy", 2 * 24 * 4)]
 
 
+def test_views_are_priced_by_what_is_dispatched() -> None:
+    calls = {
+        "transpose": (lambda a: a.transpose(1, 2), lambda a: a.permute(2, 0, 1)),
+        "reshape": (lambda a: a.flatten(1), lambda a: a.unsqueeze(0)),
+        "select": (lambda a: a[:, 1],),
+        "slice": (lambda a: a[:, 1:],),
+        "same": (lambda a: nn.functional.dropout(a, training=False),),
+        "other": (lambda a: a[:, :1].expand(2, 3, 4), lambda a: a.chunk(2, 2)[0]),
+    }
+    for name, alike in calls.items():
+        for call in alike:
+            spec = lm.capture(Call(call), (torch.zeros(2, 3, 4),)).specs[-1]
+            assert ops.handler_of(spec.kind).family(spec) == f"view ({name})", spec
+
+
 def _factorised(draw: Any, total: int) -> list[int]:
     sizes = []
     while total > 1 and len(sizes) < 3:

@@ -285,6 +285,14 @@ class NetworkBuilder:
             ["input"],
         )
 
+    def addmm(self, x: Source, out: int) -> int:
+        """A fully connected layer over the last axis of two, whose weight lies the other way."""
+        rows, width = self.shape(x)
+        bias, made = TensorSpec("self", (out,), self.dtype, True), self._made((rows, out))
+        weight = TensorSpec("mat2", (width, out), self.dtype, True)
+        spec = OpSpec("addmm", (bias, replace(self.read(x), name="mat1"), weight), (made,))
+        return self._append(spec, [x])
+
     def matmul(self, a: Source, b: Source) -> int:
         """A product of activations, batched over the leading axes."""
         out = (*self.shape(a)[:-1], self.shape(b)[-1])

@@ -80,7 +80,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         batch, size, width = draw.stage()
         net = NetworkBuilder((batch, max(8, width // 3), size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
-    excite = draw.chance(0.3)
+    excite, by_mean = draw.chance(0.3), draw.chance(0.5)
     for block in range(8):
         if block and net.flops > limit / 2:
             break
@@ -92,7 +92,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         y = norm_act(net, net.conv(x, inner, 1), act)
         y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 5, 7)), stride, inner), act)
         if excite:
-            s = net.global_pool(y)
+            s = net.reduce(y, "mean", (2, 3), True) if by_mean else net.global_pool(y)
             s = net.activation(net.conv(s, max(4, inner // draw.one((4, 16, 24))), 1, bias=True), act)
             s = net.conv(s, inner, 1, bias=True)
             gate = "hardsigmoid" if act == "hardswish" else "sigmoid"

@@ -218,7 +218,10 @@ def _repeated(net: NetworkBuilder, x: int, times: int) -> int:
 
 
 def sentences(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
-    """BERT, RoBERTa, T5's encoder: attention over whole sentences, fused or written out."""
+    """BERT, RoBERTa, T5's encoder: attention over whole sentences, fused or written out.
+
+    A quarter has the layers of GPT-2, whose weights lie the other way.
+    """
     length, heads, head, batch = _sizes(draw, limit)
     width = heads * head
     net = NetworkBuilder((batch, length), dtype, "int64")
@@ -232,10 +235,20 @@ def sentences(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     x = net.layer_norm(x)
     written = draw.chance(0.6)
     act = draw.name(("gelu", "gelu", "relu", "tanh"))
+    turned = draw.chance(0.25)
+
+    def dense(source: int, out: int) -> int:
+        if not turned:
+            return net.linear(source, out)
+        flat = (batch * length, net.shape(source)[-1])
+        shape = (batch, length, out)
+        y = net.addmm(net.layout(source, "view", flat, size=flat), out)
+        return net.layout(y, "view", shape, size=shape)
+
     for block in range(3):
         if block and net.flops > limit:
             break
-        q, k, v = (net.linear(x, width) for _ in range(3))
+        q, k, v = (dense(x, width) for _ in range(3))
         shape = (batch, length, heads, head)
         q, k, v = (net.transpose(net.layout(s, "view", shape, size=shape), 1, 2) for s in (q, k, v))
         if written:
@@ -245,10 +258,10 @@ def sentences(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.contiguous(net.transpose(y, 1, 2))
         else:
             y = net.transpose(net.attention(q, k, v), 1, 2)
-        y = net.linear(net.reshape(y, (batch, length, width)), width)
+        y = dense(net.reshape(y, (batch, length, width)), width)
         x = net.layer_norm(net.binary("add", net.layout(y, "dropout", net.shape(y), p=0.1, train=False), x))
-        y = net.activation(net.linear(x, draw.width(width, 4 * width)), act, inplace=False)
-        x = net.layer_norm(net.binary("add", net.linear(y, width), x))
+        y = net.activation(dense(x, draw.width(width, 4 * width)), act, inplace=False)
+        x = net.layer_norm(net.binary("add", dense(y, width), x))
     net.linear(net.activation(net.linear(net.select(x, 1, 0), width), "tanh", inplace=False), 2)
     return net
 

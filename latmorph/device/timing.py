@@ -8,6 +8,7 @@ often: what one finds in its place in memory is part of the noise. Raw samples a
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,18 +81,30 @@ def calm_s(samples: Sequence[float]) -> float:
     return float(np.mean(np.sort(samples)[: (len(samples) + 1) // 2]))
 
 
-OWN_SPELL = 0.05
-"""How far the reference's time strays by itself, as a logarithm: with where its operands lie in memory."""
-
-
 def in_calm_s(samples_s: Sequence[float], references_s: Sequence[float], calm_reference_s: float) -> float:
     """A callable's calm time in seconds, from samples and from the reference's samples beside them.
 
-    Where the reference took longer than on the calm machine, so did the callable: by all of what the
-    reference says beyond :data:`OWN_SPELL`, and by half of what it says up to twice that.
+    As much longer as the reference took than on the calm machine, so did the callable.
     """
-    spell = np.log(calm_s(references_s) / calm_reference_s)
-    return calm_s(samples_s) * float(np.exp(np.clip(spell / 2, -OWN_SPELL, OWN_SPELL) - spell))
+    return calm_s(samples_s) * calm_reference_s / calm_s(references_s)
+
+
+SETTLED_S = 0.05
+"""After another callable's runs, one's own get faster for about this long: caches, predictors and the heap
+are as the other left them. On a Xeon, the second run of a network of 5 ms takes 7 to 13 % longer than the
+sixth."""
+
+MOST_UNSETTLED = 10
+"""Shorter ones have settled after so many runs."""
+
+
+def settle(run: Callable[[], float]) -> int:
+    """Run what returns its own time in seconds until it has settled; how many runs that took."""
+    spent, runs = 0.0, 0
+    while runs == 0 or (spent < SETTLED_S and runs < MOST_UNSETTLED):
+        spent += run()
+        runs += 1
+    return runs
 
 
 RUNS = 2
@@ -106,14 +119,14 @@ def visit_network(
     scratch_bytes: int,
     rule: StopRule,
 ) -> Visit:
-    """Load a network, warm it, and time its steps until ``rule`` is content, then its whole, four times.
+    """Load a network, settle it, and time its steps until ``rule`` is content, then its whole, four times.
 
     Passes of one kind stand in a row, since a runtime may hold the network twice, once with clocks in it:
     each finds the caches as the last pass of its kind left them.
     """
     session = backend.load(steps, scratch_bytes)
     traffic = [backend.traffic() for _ in range(RUNS)]
-    session.time_steps()
+    unsettled = settle(session.time_steps)
     references = [backend.reference()]
     totals: list[float] = []
     start = time.perf_counter()
@@ -133,7 +146,7 @@ def visit_network(
         visit,
         footprint_bytes(specs) + scratch_bytes,
         specs,
-        tuple(zip(*passes[1:], strict=True)),
+        tuple(zip(*passes[unsettled:], strict=True)),
         tuple(whole_s),
         tuple(references),
         tuple(traffic),
@@ -346,17 +359,19 @@ def calm_reference_s(visits: Sequence[Visit]) -> float:
     return float(np.quantile([v.reference_s for v in visits], CALM))
 
 
-def _traffic_spells(visits: Sequence[Visit]) -> list[float]:
-    """Logs of each visit's blocks over their calm time; zero where none were timed."""
-    times = np.array([calm_s(v.traffic_s) if v.traffic_s else np.nan for v in visits])
-    if np.isnan(times).all():
-        return [0.0] * len(visits)
-    logs = np.log(times / np.nanquantile(times, CALM))
-    return [float(x) for x in np.nan_to_num(logs)]
-
-
 Spell = tuple[float, float]
-"""Logs of the reference's and of the block's time over their calm times: above zero, neighbours slowed it."""
+"""Logs of the reference's and of the block's time over their means in the run: above zero, neighbours slowed
+it more than they mostly did."""
+
+
+def _spells(visits: Sequence[Visit]) -> list[Spell]:
+    """Each visit's spell; zero where no block was timed."""
+    times = [(v.reference_s, calm_s(v.traffic_s) if v.traffic_s else np.nan) for v in visits]
+    logs = np.log(np.array(times))
+    known = ~np.isnan(logs)
+    counts = np.maximum(known.sum(axis=0), 1)
+    logs -= np.where(known, logs, 0.0).sum(axis=0) / counts
+    return [(float(r), float(b)) for r, b in np.where(known, logs, 0.0)]
 
 
 @dataclass(frozen=True)
@@ -402,9 +417,9 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
         return [], {}
     calm = calm_reference_s(visits)
     taken: dict[int, list[tuple[Visit, np.ndarray, Whole]]] = {}
-    for visit, traffic in zip(visits, _traffic_spells(visits), strict=True):
+    for visit, spell in zip(visits, _spells(visits), strict=True):
         scale = calm / visit.reference_s
-        whole = Whole(calm_s(visit.whole_s) * scale, (-float(np.log(scale)), traffic))
+        whole = Whole(calm_s(visit.whole_s) * scale, spell)
         taken.setdefault(visit.network, []).append((visit, _calm_steps_s(visit.times_s) * scale, whole))
     found: list[Observation] = []
     wholes: dict[int, Whole] = {}
@@ -421,7 +436,7 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
 
 @dataclass(frozen=True)
 class Timing:
-    """Interleaved samples of one callable.
+    """Interleaved samples of one callable, and two of the reference for each.
 
     ``time_s`` is its calm time in seconds (see :func:`in_calm_s`). ``median_s`` and ``spread`` (half the
     interquartile range over the median) are of the raw samples.
@@ -453,8 +468,8 @@ def time_calls(
 ) -> dict[str, Timing]:
     """Time several callables side by side: in every pass each has one turn, in random order.
 
-    In its turn a callable runs once untimed, so that it finds the caches as its own last run left them,
-    then timed, with the reference on both sides. ``reference_s`` is the reference's calm time that a
+    In its turn a callable runs until it has settled, as one that serves request after request has, then
+    timed, with the reference on both sides. ``reference_s`` is the reference's calm time that a
     profile knows for this same machine; without it the smallest seen here is taken.
     """
     random = np.random.default_rng(seed)
@@ -464,10 +479,11 @@ def time_calls(
     for _ in range(passes):
         for k in random.permutation(len(names)):
             name = names[k]
-            calls[name]()
-            first = backend.reference()
-            samples[name].append(backend.time_call(calls[name]))
-            beside[name].append(min(first, backend.reference()))
+            timed = functools.partial(backend.time_call, calls[name])
+            settle(timed)
+            beside[name].append(backend.reference())
+            samples[name].append(timed())
+            beside[name].append(backend.reference())
     calm = min(calm_s(b) for b in beside.values()) if reference_s is None else reference_s
     return {
         name: Timing(

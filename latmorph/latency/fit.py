@@ -85,7 +85,7 @@ class Committee:
 
     ``held_s`` are predictions of the observations ``found``, in their order, each by the model that has
     not seen its network, in the spell that it was taken in. For ``networks``, dealt into ``folds``,
-    ``errors`` are logs of measured over predicted time of a whole pass on the calm machine: ``scale`` times
+    ``errors`` are logs of measured over predicted time of a whole pass in the usual spell: ``scale`` times
     the sum of the operators, plus ``overhead_s``. Networks with an operator that has no handler are left out.
     """
 

@@ -17,6 +17,7 @@ from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
 from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
+from latmorph.errors import ProfileError
 from latmorph.latency.fit import fit
 from latmorph.latency.planning import AdaptivePlan, Lower
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
@@ -34,6 +35,7 @@ def run_profile(
     journal_path: Path,
     *,
     folder: Path | None = None,
+    base: Profile | None = None,
     budget_s: float = DEFAULT_BUDGET_S,
     seed: int = 0,
     largest_flops: float | None = None,
@@ -47,6 +49,9 @@ def run_profile(
 
     The run ends before, when networks held out are predicted to ``error_percent`` on average.
 
+    With ``base``, a profile of this same device, that one goes on: its measurements, roofs and seed are kept,
+    and networks that it has not seen are measured for ``budget_s`` seconds more.
+
     ``focus`` holds networks (:func:`latmorph.graph.variants.variants`) that the profile has to be right
     about: half of the visits are of them. ``largest_flops`` bounds the sampled networks; by default it
     grows with the device's peak.
@@ -54,6 +59,8 @@ def run_profile(
     What is measured is written to ``journal_path`` at once. A run that is interrupted and started
     again with the same device, seed and sizes goes on where it was; its time so far counts. The
     journal is removed when the profile is complete and, if ``folder`` is given, saved there.
+
+    Raises ProfileError when ``base`` is of another device, and when there are too few networks for a fit.
     """
 
     def say(fraction: float, text: str) -> None:
@@ -62,6 +69,13 @@ def run_profile(
 
     with backend:
         fingerprint = backend.fingerprint()
+        if base is not None:
+            seed = base.header.seed
+            differences = "; ".join(base.fingerprint.differences(fingerprint))
+            if differences:
+                raise ProfileError(
+                    f"profile {base.name} cannot go on here: it is of another device ({differences})"
+                )
         head = {
             "format": "latmorph-journal",
             "version": 1,
@@ -69,6 +83,7 @@ def run_profile(
             "seed": seed,
             "largest_flops": largest_flops,
             "focus": _digest(focus),
+            "base": "" if base is None else base.header.created,
         }
         journal = Journal(journal_path, msgspec.json.decode(msgspec.json.encode(head)))
         try:
@@ -76,6 +91,12 @@ def run_profile(
                 say(journal.spent_s / budget_s, f"resumed after {len(journal.visits)} network visits")
             elif journal.replaced:
                 say(0.0, "the unfinished run found was of other settings: starting anew")
+            if base is not None and journal.roofs is None:
+                held = {(v.network, v.visit) for v in journal.visits}
+                for visit in base.visits:
+                    if (visit.network, visit.visit) not in held:
+                        journal.add(visit, 0.0)
+                journal.add_roofs(msgspec.to_builtins(base.model.roofs), 0.0)  # last: all of it is there
             if journal.roofs is None:
                 say(0.0, "measuring roofs")
                 began = time.perf_counter()
@@ -108,7 +129,7 @@ def run_profile(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         latmorph=__version__,
         fingerprint=fingerprint,
-        budget_s=budget_s,
+        budget_s=budget_s + (0.0 if base is None else base.header.budget_s),
         seed=seed,
         visits=len(visits),
         focused_visits=sum(v.network < 0 for v in visits),

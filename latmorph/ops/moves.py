@@ -41,6 +41,19 @@ class Layout(Handler):
     )
     aten = (*shapes, *orders, *cuts, *halves, *same, *others)
     lists = ("tensors",)
+    dispatched: Mapping[str, str] = {
+        **dict.fromkeys(shapes, "reshape"),
+        **dict.fromkeys(orders, "transpose"),
+        **dict.fromkeys(("select", "unbind"), "select"),
+        **dict.fromkeys(("slice", "narrow"), "slice"),
+        **dict.fromkeys(same, "same"),
+    }
+
+    def family(self, spec: OpSpec) -> str:
+        if spec.kind == "copy":
+            return "copy"
+        # Nothing is computed and nothing moved: a view costs its dispatch, which differs by operator.
+        return f"view ({self.dispatched.get(str(spec.attr('op')), 'other')})"
 
     def bytes(self, spec: OpSpec) -> Scalar:
         if spec.kind == "view":

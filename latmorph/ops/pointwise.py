@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from latmorph.ops.base import AxisLabels, Handler, Labels, freeze_everything, pass_axes
 from latmorph.opspec import OpSpec, Scalar
+
+if TYPE_CHECKING:
+    from latmorph.ops.calls import Parameter
 
 
 class Elementwise(Handler):
@@ -172,10 +176,8 @@ def _all_fixed(spec: OpSpec, axis: int, size: int, io: AxisLabels) -> bool:
 class Creation(Handler):
     """Tensors made of a value, a range or chance: nothing is read, whatever shape they are made like."""
 
-    of_size = (
-        *("zeros", "ones", "full", "empty", "rand", "randn"),
-        *("new_zeros", "new_ones", "new_full", "new_empty"),
-    )
+    of_nothing = ("zeros", "ones", "full", "empty", "rand", "randn")
+    of_size = (*of_nothing, "new_zeros", "new_ones", "new_full", "new_empty")
     like = (
         *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill", "zero"),
         *("bernoulli", "normal", "uniform"),
@@ -192,6 +194,11 @@ class Creation(Handler):
 
     def fitted(self, spec: OpSpec) -> OpSpec:
         return spec.with_attr("size", spec.out.shape) if spec.kind in self.of_size else spec
+
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
+        # No operand says where: it is where the parameters are (see latmorph.ops.calls).
+        placeless = spec.kind in (*self.of_nothing, *self.others)
+        return super().build(spec.with_attr("device", "") if placeless else spec, parameter)
 
     def keeps_zero(self, spec: OpSpec) -> bool:
         return spec.kind in ("zeros_like", "zero")

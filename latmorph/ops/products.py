@@ -178,7 +178,8 @@ class Linear(Handler):
         return spec["weight"].shape[1], spec["weight"].shape[0]
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
-        return {"rows": prod(spec.out.shape[:-1]), "bias": int(spec.operand("bias") is not None)}
+        bias = int(spec.operand("bias") is not None)
+        return {"rows": prod(spec.out.shape[:-1]), "bias": bias, "turned": 0}
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         if not spec["weight"].parameter:
@@ -211,7 +212,7 @@ class AddMM(Handler):
         return "linear"
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
-        return {"rows": spec.out.shape[0], "bias": 1}
+        return {"rows": spec.out.shape[0], "bias": 1, "turned": 1}
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         bias, weight = spec.inputs[0], spec.inputs[2]

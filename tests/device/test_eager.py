@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from latmorph.device.eager import CpuEager, CudaEager
+from latmorph.device.eager import CpuEager, CudaEager, _Program
 from latmorph.device.fingerprint import cpu_cores
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.errors import DeviceError
@@ -295,6 +295,14 @@ def test_a_call_is_clocked_from_an_idle_gpu_until_it_is_idle_again(
     backend = CudaOnCpu(cuda=cuda)
     assert backend.time_call(lambda: cuda.log.append("call")) == pytest.approx(4e-6)
     assert cuda.log == ["synchronize", "clock", "call", "synchronize", "clock"]
+
+
+def test_what_a_network_makes_of_nothing_is_made_where_its_parameters_are() -> None:
+    # A device without memory stands for a GPU: tensors left on the CPU do not go with its own.
+    net = NetworkBuilder((2, 5, 8))
+    x = net.recurrent(-1, "lstm", 4)
+    net.binary("add", x, net.create("ones", (2, 5, 4)))
+    _Program(tuple(net.steps), "meta").run()
 
 
 def test_the_gpus_scratch_is_written_before_every_pass(cuda: FakeCuda) -> None:

@@ -19,7 +19,8 @@ from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
 from latmorph.device.timing import (
     CHOSEN,
-    OWN_SPELL,
+    MOST_UNSETTLED,
+    SETTLED_S,
     Journal,
     Plan,
     StopRule,
@@ -30,6 +31,7 @@ from latmorph.device.timing import (
     collect,
     in_calm_s,
     observations,
+    settle,
     shuffled,
     time_calls,
     visit_network,
@@ -229,7 +231,8 @@ def test_a_visit_warms_the_network_and_samples_the_reference_beside_every_pass()
     assert device.log == [
         "load 64",
         *["traffic"] * 2,
-        *("steps", "reference"),  # untimed
+        *["steps"] * MOST_UNSETTLED,  # untimed: all take microseconds here
+        "reference",
         *("steps", "reference") * 3,
         "whole",  # untimed
         *("whole", "reference") * 4,
@@ -558,12 +561,13 @@ def test_observations_divide_the_spell_out_by_hand() -> None:
     assert seen[0, 1].time_s == pytest.approx((20.0 + 22.0) / 2)
     assert seen[1, 0].time_s == pytest.approx(3.0)
     assert seen[1, 1].time_s == pytest.approx(4.0)
-    # So is the spell: the first visit of network 0 was calm, the second at half speed. The block was three
-    # times slower in network 1, and nobody timed any in network 0.
-    assert seen[0, 0].spell == seen[0, 1].spell == pytest.approx((math.log(2) / 2, 0.0))
-    assert seen[1, 1].spell == pytest.approx((math.log(2), math.log(3)))
-    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.5, math.log(2) / 2, 0.0))
-    assert (whole[1].time_s, *whole[1].spell) == pytest.approx((7.0, math.log(2), math.log(3)))
+    # So is the spell, counted from the mean of all: two visits of twelve were at half speed, one of them the
+    # second of network 0. The block was three times slower in network 1, one of ten in which it was timed.
+    mean, block = 2 * math.log(2) / 12, math.log(3) / 10
+    assert seen[0, 0].spell == seen[0, 1].spell == pytest.approx((math.log(2) / 2 - mean, 0.0))
+    assert seen[1, 1].spell == pytest.approx((math.log(2) - mean, math.log(3) - block))
+    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.5, math.log(2) / 2 - mean, 0.0))
+    assert (whole[1].time_s, *whole[1].spell) == pytest.approx((7.0, *seen[1, 1].spell))
     assert len(found) == 2 * 11
     assert {o.footprint_bytes for o in found} == {1000}
     assert [o.spec.kind for o in found if o.network == 1] == ["conv2d", "relu"]
@@ -585,7 +589,7 @@ def errors_of(device: Simulated, visits: Sequence[Visit]) -> np.ndarray:
 def test_calm_times_come_through_spells_within_single_passes(journal: Journal) -> None:
     # A tenth of all passes are twice as slow, and 2 % noise on everything. A spell is in the smaller half
     # of four samples when three are slow, in one visit of 270, and then only by a part.
-    device = Simulated(noise=0.02, spell=0.1, seed=5)
+    device = Simulated(noise=0.02, spell=0.1, seed=4)
     visits = collect(device, Plan(0, SMALL), journal, 1e9, most_visits=24)
     slowest = [
         max(t) / device.true_time_s(s) for v in visits for s, t in zip(v.specs, v.times_s, strict=True)
@@ -604,7 +608,8 @@ def test_calm_times_come_through_spells_that_cover_whole_visits(journal: Journal
     assert 6 <= sum(slow) <= 18
     assert np.max(np.abs(errors_of(device.device, visits))) < 1e-9
     found, whole = observations(visits)
-    expected = {v.network: math.log(1.2) * s for v, s in zip(visits, slow, strict=True)}
+    # Counted from the mean of all visits.
+    expected = {v.network: math.log(1.2) * (s - np.mean(slow)) for v, s in zip(visits, slow, strict=True)}
     assert np.array([o.spell for o in found]) == pytest.approx(
         np.array([[expected[o.network]] * 2 for o in found])
     )
@@ -658,12 +663,12 @@ def test_every_callable_has_one_turn_a_pass_with_the_reference_on_both_sides() -
     clock = PlantedClock()
     names = ["a", "b", "c"]
     time_calls(clock, {n: clock.call(n, 1.0) for n in names}, passes=20)
-    turns = [clock.log[k : k + 5] for k in range(0, len(clock.log), 5)]
+    turns = [clock.log[k : k + 6] for k in range(0, len(clock.log), 6)]
     assert len(turns) == 60
-    for name, first, timed, again, last in turns:
-        assert name in names
-        assert [first, timed, again, last] == ["reference", "timed", name, "reference"]
-    orders = [tuple(t[0] for t in turns[k : k + 3]) for k in range(0, 60, 3)]
+    for settling, name, *rest in turns:  # one run of a second, and it has settled
+        assert (settling, name in names) == ("timed", True)
+        assert rest == ["reference", "timed", name, "reference"]
+    orders = [tuple(t[1] for t in turns[k : k + 3]) for k in range(0, 60, 3)]
     assert all(sorted(order) == names for order in orders)
     assert len(set(orders)) > 2  # the order is drawn anew for every pass
 
@@ -686,8 +691,7 @@ def test_planted_costs_are_recovered_in_units_of_the_reference_given() -> None:
     assert [len(t.samples_s) for t in timings.values()] == [4, 4]
     # The profile knows the reference as 2 where it takes 1 today: today's machine runs twice as fast.
     timings = time_calls(clock, calls, passes=4, reference_s=2.0)
-    strays = math.exp(-OWN_SPELL)
-    assert {n: t.time_s for n, t in timings.items()} == pytest.approx({"a": 6.0 * strays, "b": strays})
+    assert {n: t.time_s for n, t in timings.items()} == pytest.approx({"a": 6.0, "b": 1.0})
 
 
 def test_spells_longer_than_a_pass_do_not_favour_one_callable() -> None:
@@ -703,22 +707,35 @@ def test_spells_longer_than_a_pass_do_not_favour_one_callable() -> None:
 def test_a_machine_slow_throughout_is_told_by_the_known_reference() -> None:
     clock = PlantedClock(lambda now: 1.7)
     timing = time_calls(clock, {"a": clock.call("a", 2.0)}, passes=3, reference_s=1.0)["a"]
-    assert timing.time_s == pytest.approx(2.0 * math.exp(OWN_SPELL))
+    assert timing.time_s == pytest.approx(2.0)
     assert timing.median_s == pytest.approx(3.4)
 
 
+@pytest.mark.parametrize("slower", [1.0, 1.04, 0.96, 1.5])
+def test_what_slows_the_reference_is_taken_off(slower: float) -> None:
+    # The calmer half, of both: 3 of 3, 3, 9 and 2 of 2, 2, 7, each taken in the same spell.
+    samples, references = [3.0 * slower, 3.0 * slower, 9.0], [2.0 * slower, 2.0 * slower, 7.0]
+    assert in_calm_s(samples, references, 2.0) == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize(
-    ("slower", "taken_off"),
+    ("takes_s", "runs"),
     [
-        (1.0, 0.0),
-        (1.04, 0.5 * math.log(1.04)),
-        (0.96, 0.5 * math.log(0.96)),
-        (1.5, math.log(1.5) - OWN_SPELL),
+        (1.0, 1),  # one run is longer than it takes to settle
+        (SETTLED_S / 4, 4),
+        (SETTLED_S / 1000, MOST_UNSETTLED),
+        (0.0, MOST_UNSETTLED),
     ],
 )
-def test_half_of_what_the_reference_says_is_its_own(slower: float, taken_off: float) -> None:
-    time_s = in_calm_s([3.0, 3.0, 9.0], [2.0 * slower, 2.0 * slower, 7.0], 2.0)
-    assert time_s == pytest.approx(3.0 * math.exp(-taken_off))
+def test_runs_go_on_until_a_callable_has_settled(takes_s: float, runs: int) -> None:
+    made: list[float] = []
+
+    def run() -> float:
+        made.append(takes_s)
+        return takes_s
+
+    assert settle(run) == runs
+    assert len(made) == runs
 
 
 def test_median_and_spread_are_of_the_raw_samples() -> None:

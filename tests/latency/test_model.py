@@ -267,7 +267,7 @@ def test_views_cost_their_overhead_alone() -> None:
     net = NetworkBuilder((1, 16, 8, 8))
     net.flatten(-1)
     view = net.steps[0].spec
-    families = {"view": family(spec=view, level=0.0, overhead_s=3e-7)}
+    families = {"view (reshape)": family(spec=view, level=0.0, overhead_s=3e-7)}
     assert Predictor(model(families))([view], FOOTPRINT).total_s[0, 0] == pytest.approx(3e-7)
 
 

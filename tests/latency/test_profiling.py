@@ -177,6 +177,32 @@ def test_a_run_interrupted_before_its_fit_fits_the_same_model(path: Path) -> Non
     assert resumed.header.validation == straight.header.validation
 
 
+@pytest.mark.parametrize("stopped_at", [None, VISITS + 5])
+def test_a_profile_goes_on_with_networks_that_it_has_not_seen(
+    path: Path, stopped_at: int | None, no_fit: list[int]
+) -> None:
+    first = run(Counted(), path, budget_s=1e5, seed=7)
+    if stopped_at is not None:
+        with pytest.raises(StopError):
+            run(Counted(), path, base=first, most_visits=2 * VISITS, progress=stop_after(stopped_at))
+    device = Counted()
+    longer = run(device, path, base=first, most_visits=2 * VISITS)
+    assert longer.visits[:VISITS] == first.visits
+    assert len({v.network for v in longer.visits}) == len(longer.visits) == 2 * VISITS
+    assert loads(device) == 2 * VISITS - (stopped_at or VISITS)  # nor are roofs measured again
+    assert longer.model.roofs == first.model.roofs
+    assert (longer.header.seed, longer.header.budget_s) == (7, 1e5 + 1e6)
+    assert no_fit == [VISITS, 2 * VISITS]
+
+
+@pytest.mark.usefixtures("no_fit")
+def test_a_profile_does_not_go_on_on_another_device(path: Path) -> None:
+    first = run(Counted(), path)
+    with pytest.raises(ProfileError, match="cannot go on here: it is of another device"):
+        run(OtherName(), path, base=first)
+    assert not path.exists()
+
+
 def test_a_run_ends_once_held_out_networks_are_predicted_as_well_as_asked(path: Path) -> None:
     # The formula is learnt to 30 % from the first round, which has 24 networks and a sixth more at most.
     profile = run(Counted(), path, error_percent=30.0, most_visits=None)

@@ -271,7 +271,7 @@ def test_the_tables_of_a_profile_show_its_roofs_and_the_error_of_every_family(
         (cells,) = (
             [cell.strip() for cell in line.strip("│").split("│")]
             for line in text.splitlines()
-            if line.strip("│ ").split(" ")[0] == family and line.startswith("│")
+            if line.strip("│").split("│")[0].strip() == family and line.startswith("│")
         )
         assert cells[1] == str(checked.operators)
 
