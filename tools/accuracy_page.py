@@ -104,7 +104,8 @@ class Figures(msgspec.Struct, frozen=True):
 
     ``reference_s`` is the calm time of the reference operator to which all times are scaled; ``kinds``
     are the profile's own held-out errors; ``shipped`` tells a profile that comes with latmorph from one made
-    afresh; ``failed`` says why a network of the set is missing.
+    afresh; ``failed`` says why a network of the set is missing; ``note`` how this was measured otherwise than
+    the page says.
     """
 
     set: str
@@ -124,6 +125,7 @@ class Figures(msgspec.Struct, frozen=True):
     kinds: dict[str, Kind]
     networks: tuple[Network, ...]
     failed: dict[str, str]
+    note: str = ""
 
     @property
     def setting(self) -> str:
@@ -411,6 +413,7 @@ def section(figures: Figures, picture: str) -> str:
         f"{max(len(n.rounds) for n in figures.networks)} rounds, load average "
         f"{figures.load[0]:.1f}" + (f", seed {figures.seed}." if figures.set != "zoo" else "."),
         *(f"\n**The profile is of another machine: {d}.**" for d in figures.mismatch),
+        *(f"\n**{note}**" for note in (figures.note,) if note),
         "",
         f"![predicted over measured, and errors]({picture})",
         "",
@@ -573,9 +576,9 @@ all. *focus*: a profile with two minutes of measurements of one network added, o
 variants of it. No network of zoo, hard or removal is used in fitting a profile.
 
 **Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
-pass each runs once untimed and once timed, in random order, with a fixed reference operator before and
-after. A round's time is the mean of the calmer half of its samples, taken to the calm machine by how much
-the reference was slower than on it (`in_calm_s` in `latmorph/device/timing.py`). There are several rounds
+pass each runs until it has settled, then once timed, in random order, with a fixed reference operator
+before and after. A round's time is the mean of the calmer half of its samples, taken to the calm machine by
+how much the reference was slower than on it (`latmorph/device/timing.py`). There are several rounds
 over everything, four unless a section says otherwise, in each of which every network is built anew;
 "measured" is the mean of the smaller half of a network's rounds, since neighbours only ever add.
 **Repeatability** is the second take, made of the later half of the rounds in the same way, against the
