@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["predict"].add_argument(
         "--allow-unknown", action="store_true", help="go on past operators that have no handler"
     )
-    commands.choices["measure"].add_argument("--passes", type=int, default=15, help="timed passes")
+    commands.choices["measure"].add_argument(
+        "--passes", type=int, default=8, help="passes, of three timed runs each"
+    )
 
     sub = command("demo", _demo, "Profile, train, shrink and measure on embedded data, in minutes.")
     sub.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -184,7 +184,7 @@ def run_demo(
 
     tell(0.92, "measuring")
     order = ("parent", "uniform width", "FLOP-targeted", "latency-targeted")
-    timings = measure_together({n: (networks[n], (x,)) for n in order}, profile, passes=40)
+    timings = measure_together({n: (networks[n], (x,)) for n in order}, profile, passes=16)
     rows = tuple(
         compared(n, networks[n], (x,), profile, graph, timings[n], store.accuracy(networks[n])) for n in order
     )

@@ -31,6 +31,7 @@ import torch
 import latmorph as lm
 from latmorph import ops
 from latmorph.device.roofs import Roofs
+from latmorph.device.timing import MOST_UNSETTLED, SETTLED_S, TIMED
 from latmorph.files import write_whole
 from latmorph.latency.profile import (
     Profile,
@@ -62,7 +63,7 @@ ROUNDS = 4
 CHUNK = 6
 """Networks that stand side by side, and in memory, at a time."""
 
-PASSES = (4, 12)
+PASSES = (2, 5)
 """A round has at least and at most so many passes, and in between as many as fill every network's turn."""
 
 HARD_COUNT = 64
@@ -126,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the hard set and the channels to remove")
     parser.add_argument("--profile", help="name or folder; by default this machine's newest")
     parser.add_argument("--limit", type=int, help="networks of a set (parents of shrunk ones), for a trial")
-    parser.add_argument("--turn", type=float, default=0.4, help="seconds of a network in a round, about")
-    parser.add_argument("--passes", type=int, help="timed passes a round, whatever time they take")
+    parser.add_argument("--turn", type=float, default=0.5, help="seconds of a network in a round, about")
+    parser.add_argument("--passes", type=int, help="passes a round, whatever time they take")
     parser.add_argument("--focus-budget", type=float, default=FOCUS_BUDGET_S, help="seconds")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--predict", action="store_true", help="measure nothing, predict anew")
@@ -563,11 +564,12 @@ def chunks(cases: Sequence[Case], times: Mapping[str, float]) -> list[list[Case]
 
 
 def passes_for(times: Sequence[float], turn_s: float) -> int:
-    """Passes over networks of these times, in seconds, that take ``turn_s`` each, within bounds."""
+    """Passes over networks of these times, in seconds, that take ``turn_s`` of each, within bounds."""
     least, most = PASSES
     if not times:
         return least
-    return int(min(max(round(turn_s * len(times) / (2 * sum(times))), least), most))
+    turns_s = sum(min(MOST_UNSETTLED * t, max(t, SETTLED_S)) + TIMED * t for t in times)
+    return int(min(max(round(turn_s * len(times) / turns_s), least), most))
 
 
 def _reason(error: Exception) -> str:

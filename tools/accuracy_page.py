@@ -576,10 +576,10 @@ all. *focus*: a profile with two minutes of measurements of one network added, o
 variants of it. No network of zoo, hard or removal is used in fitting a profile.
 
 **Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
-pass each runs until it has settled, then once timed, in random order, with a fixed reference operator
-before and after. A round's time is the mean of the calmer half of its samples, taken to the calm machine by
-how much the reference was slower than on it (`latmorph/device/timing.py`). There are several rounds
-over everything, four unless a section says otherwise, in each of which every network is built anew;
+pass each runs until it has settled, then three times timed, in random order, with a fixed reference
+operator before and after each. A round's time is the mean of the calmer half of its samples, taken to the
+calm machine by how much the reference was slower than on it (`latmorph/device/timing.py`). There are several
+rounds over everything, four unless a section says otherwise, in each of which every network is built anew;
 "measured" is the mean of the smaller half of a network's rounds, since neighbours only ever add.
 **Repeatability** is the second take, made of the later half of the rounds in the same way, against the
 first, made of the earlier: the same networks, the same method, minutes apart. Pictures are noise with the

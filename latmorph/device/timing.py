@@ -89,19 +89,23 @@ def in_calm_s(samples_s: Sequence[float], references_s: Sequence[float], calm_re
     return calm_s(samples_s) * calm_reference_s / calm_s(references_s)
 
 
-SETTLED_S = 0.05
+SETTLED_S = 0.2
 """After another callable's runs, one's own get faster for about this long: caches, predictors and the heap
-are as the other left them. On a Xeon, the second run of a network of 5 ms takes 7 to 13 % longer than the
-sixth."""
+are as the other left them. On a Xeon, beside five others, networks of 15 ms take 3 to 5 % longer in their
+fourth run than in their fortieth, 1 % in the ninth; those of 5 ms 3 % in the third."""
+
+ALONE_S = 0.05
+"""A network that is loaded where the last one was freed settles in this time: there is no other's memory
+among its own."""
 
 MOST_UNSETTLED = 10
 """Shorter ones have settled after so many runs."""
 
 
-def settle(run: Callable[[], float]) -> int:
+def settle(run: Callable[[], float], for_s: float = SETTLED_S) -> int:
     """Run what returns its own time in seconds until it has settled; how many runs that took."""
     spent, runs = 0.0, 0
-    while runs == 0 or (spent < SETTLED_S and runs < MOST_UNSETTLED):
+    while runs == 0 or (spent < for_s and runs < MOST_UNSETTLED):
         spent += run()
         runs += 1
     return runs
@@ -126,7 +130,7 @@ def visit_network(
     """
     session = backend.load(steps, scratch_bytes)
     traffic = [backend.traffic() for _ in range(RUNS)]
-    unsettled = settle(session.time_steps)
+    unsettled = settle(session.time_steps, ALONE_S)
     references = [backend.reference()]
     totals: list[float] = []
     start = time.perf_counter()
@@ -436,7 +440,7 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
 
 @dataclass(frozen=True)
 class Timing:
-    """Interleaved samples of one callable, and two of the reference for each.
+    """Interleaved samples of one callable, and the reference's beside them.
 
     ``time_s`` is its calm time in seconds (see :func:`in_calm_s`). ``median_s`` and ``spread`` (half the
     interquartile range over the median) are of the raw samples.
@@ -458,19 +462,23 @@ class Timing:
         return float((high - low) / 2 / self.median_s)
 
 
+TIMED = 3
+"""Samples of a turn: settling takes longer than they do."""
+
+
 def time_calls(
     backend: Backend,
     calls: Mapping[str, Callable[[], object]],
     *,
-    passes: int = 15,
+    passes: int = 8,
     reference_s: float | None = None,
     seed: int = 0,
 ) -> dict[str, Timing]:
     """Time several callables side by side: in every pass each has one turn, in random order.
 
     In its turn a callable runs until it has settled, as one that serves request after request has, then
-    timed, with the reference on both sides. ``reference_s`` is the reference's calm time that a
-    profile knows for this same machine; without it the smallest seen here is taken.
+    timed, :data:`TIMED` times, with the reference on both sides of each. ``reference_s`` is the reference's
+    calm time that a profile knows for this same machine; without it the smallest seen here is taken.
     """
     random = np.random.default_rng(seed)
     names = list(calls)
@@ -482,8 +490,9 @@ def time_calls(
             timed = functools.partial(backend.time_call, calls[name])
             settle(timed)
             beside[name].append(backend.reference())
-            samples[name].append(timed())
-            beside[name].append(backend.reference())
+            for _ in range(TIMED):
+                samples[name].append(timed())
+                beside[name].append(backend.reference())
     calm = min(calm_s(b) for b in beside.values()) if reference_s is None else reference_s
     return {
         name: Timing(

@@ -13,7 +13,8 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.errors import StructureError, UsageError
-from latmorph.opspec import OpSpec, Scalar, Step, footprint_bytes
+from latmorph.latency.roofline import Place, places
+from latmorph.opspec import OpSpec, Scalar, Step
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ class Graph:
         return sum(int(np.prod(self.tensors[t].shape)) for t in self.trainable)
 
     @cached_property
-    def footprint_bytes(self) -> int:
-        """Memory that one pass touches (see :func:`latmorph.opspec.footprint_bytes`)."""
-        return footprint_bytes(self.specs)
+    def places(self) -> list[Place]:
+        """Where each operator stands in the network."""
+        return places(self.specs)
 
     @cached_property
     def widths(self) -> np.ndarray:

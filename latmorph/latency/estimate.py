@@ -11,7 +11,8 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.latency.model import Prediction, Predictor
-from latmorph.opspec import OpSpec, Step, footprint_bytes
+from latmorph.latency.roofline import places
+from latmorph.opspec import OpSpec, Step
 
 
 class NodeLike(Protocol):
@@ -122,7 +123,7 @@ def total_sigma(prediction: Prediction, sigma: float) -> np.ndarray:
 def estimate(predictor: Predictor, nodes: Sequence[NodeLike], notes: Sequence[str] = ()) -> Estimate:
     """Predict a network of these operators."""
     specs = [node.spec for node in nodes]
-    prediction = predictor(specs, footprint_bytes(specs))
+    prediction = predictor(specs, places(specs))
     overhead = predictor.model.overhead_s
     total = float(np.nansum(prediction.total_s)) + overhead
     sigma = float(total_sigma(prediction, predictor.model.sigma)[0])

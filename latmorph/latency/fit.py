@@ -127,7 +127,8 @@ class Committee:
             for network in np.flatnonzero(folds == fold):
                 own = np.flatnonzero(owner == network)
                 specs = [found[i].spec for i in own]
-                calm_s[own] = predictor(specs, found[own[0]].footprint_bytes).total_s[:, 0]
+                where = roofline.places(specs, footprint=found[own[0]].footprint_bytes)
+                calm_s[own] = predictor(specs, where).total_s[:, 0]
                 held_s[own] = calm_s[own] * [_in_spell(families, found[i]) for i in own]
         predicted = np.bincount(owner, weights=calm_s)
         sums = np.bincount(owner, weights=[o.time_s for o in found])
@@ -157,7 +158,8 @@ class Committee:
         Over the root of the network's time, so that neither the largest networks nor the smallest, whose
         operators are hardest to time, always come first.
         """
-        times = np.stack([p(specs, footprint).total_s[:, 0] for p in self.predictors])
+        where = roofline.places(specs, footprint=footprint)
+        times = np.stack([p(specs, where).total_s[:, 0] for p in self.predictors])
         spread = np.log(np.maximum(times, CLOCK_S)).std(axis=0)
         known = np.isfinite(spread)
         time_s = times.mean(axis=0)[known]
@@ -236,8 +238,8 @@ def _family_errors(
 
 
 @functools.lru_cache(maxsize=2**18)
-def _features(spec: OpSpec, footprint: float) -> tuple[list[str], np.ndarray]:
-    names, values = roofline.features(spec, 1, footprint)
+def _features(spec: OpSpec, place: roofline.Place) -> tuple[list[str], np.ndarray]:
+    names, values = roofline.features(spec, 1, place)
     return names, values[0]
 
 
@@ -257,16 +259,21 @@ class _Table:
     @classmethod
     def of(cls, roofs: Roofs, found: Sequence[Observation]) -> dict[str, _Table]:
         """One table a family."""
-        groups: dict[str, list[Observation]] = {}
-        totals: dict[int, float] = {}
+        networks: dict[int, list[Observation]] = {}
         for o in found:
-            groups.setdefault(_family(o.spec), []).append(o)
-            totals[o.network] = totals.get(o.network, 0.0) + o.time_s
+            networks.setdefault(o.network, []).append(o)
+        totals = {network: sum(o.time_s for o in own) for network, own in networks.items()}
+        groups: dict[str, list[tuple[Observation, roofline.Place]]] = {}
+        for own in networks.values():
+            where = roofline.places([o.spec for o in own], footprint=own[0].footprint_bytes)
+            for o, place in zip(own, where, strict=True):
+                groups.setdefault(_family(o.spec), []).append((o, place))
         tables = {}
-        for name, group in sorted(groups.items()):
+        for name, placed in sorted(groups.items()):
+            group = [o for o, _ in placed]
             times = np.array([o.time_s for o in group])
             pairs = np.array([roofline.terms(roofs, o.spec, 1) for o in group])[:, :, 0]
-            rows = [_features(o.spec, float(o.footprint_bytes)) for o in group]
+            rows = [_features(o.spec, place) for o, place in placed]
             tables[name] = cls(
                 roofs.overhead_s,
                 np.array([o.network for o in group]),

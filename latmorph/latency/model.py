@@ -110,12 +110,13 @@ class Predictor:
         self.model = model
         self._trees = {name: Forest(f.trees) for name, f in model.families.items()}
 
-    def __call__(self, specs: Sequence[OpSpec], footprint: float, variants: int = 1) -> Prediction:
+    def __call__(
+        self, specs: Sequence[OpSpec], places: Sequence[roofline.Place], variants: int = 1
+    ) -> Prediction:
         """Predict operators whose sizes are ints or integer arrays of shape ``(variants,)``.
 
-        ``footprint`` is the memory in bytes that a pass of their network touches.
-
-        Operators without a handler get NaN: they have no price, and their reader must say so.
+        ``places`` says where each stands in its network. Operators without a handler get NaN: they have no
+        price, and their reader must say so.
         """
         shape = (len(specs), variants)
         compute, memory = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -134,7 +135,7 @@ class Predictor:
                 continue
             measured[chosen] = True
             overhead[chosen] = family.overhead_s
-            table = [roofline.features(specs[i], variants, footprint) for i in chosen]
+            table = [roofline.features(specs[i], variants, places[i]) for i in chosen]
             x = _aligned(family, table)
             fine, distance = self._residual(name, family, x)
             residual[chosen] = fine.reshape(len(chosen), variants)

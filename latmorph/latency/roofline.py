@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
+
 import numpy as np
 
 import latmorph.kernels  # noqa: F401  so that the kinds of a runtime's kernels have handlers
 from latmorph import ops
 from latmorph.device.roofs import Roofs
-from latmorph.opspec import OpSpec, Scalar, as_array, ceil_to
+from latmorph.opspec import OpSpec, Scalar, as_array, ceil_to, footprint_bytes
 
 SHARPNESS = 4.0
 """Exponent of the smooth maximum: at the ridge it lies 19 % above the larger of two equal terms."""
@@ -35,10 +39,55 @@ def terms(roofs: Roofs, spec: OpSpec, variants: int) -> tuple[np.ndarray, np.nda
     return flops / roofs.peak_flops_per_s, moved / roofs.bandwidth_at(moved)
 
 
-def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], np.ndarray]:
-    """Names and values, float64 of shape ``(variants, features)``, of what the residual depends on.
+@dataclass(frozen=True)
+class Place:
+    """Where an operator stands: what of its network tells how long it takes there.
 
-    ``footprint`` is the memory in bytes that a pass of the whole network touches.
+    A pass touches ``footprint_bytes`` of memory in so many ``operators``. The last operator before it that
+    moved data has the digest ``before`` of its kind, and these FLOPs and bytes; ``fed`` says whether what
+    it wrote is as large as what this one reads, and so most likely that.
+    """
+
+    footprint_bytes: float
+    operators: int
+    before: float = 0.0
+    before_flops: int = 0
+    before_in_bytes: int = 0
+    before_out_bytes: int = 0
+    before_parameter_bytes: int = 0
+    fed: bool = False
+
+
+def places(
+    specs: Sequence[OpSpec], *, footprint: float | None = None, operators: int | None = None
+) -> list[Place]:
+    """The places of a network's operators, given in the order in which they run.
+
+    ``footprint``, in bytes, and the number of ``operators`` are the network's, where these are a part of it
+    or where other memory is written beside it.
+    """
+    touched = float(footprint_bytes(specs) if footprint is None else footprint)
+    count = len(specs) if operators is None else operators
+    found = []
+    last = Place(touched, count)
+    for spec in specs:
+        found.append(replace(last, fed=bool(spec.inputs) and spec.inputs[0].bytes == last.before_out_bytes))
+        if not ops.is_known(spec) or ops.byte_count(spec):
+            read = sum(t.bytes for t in spec.inputs)
+            last = Place(
+                touched,
+                count,
+                crc32(spec.kind.encode()) / 2**32,
+                int(ops.flops(spec)) if ops.is_known(spec) else 0,
+                read - spec.parameter_bytes,
+                sum(t.bytes for t in spec.outputs),
+                spec.parameter_bytes,
+            )
+    return found
+
+
+def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.ndarray]:
+    """Names and values, float64 of shape ``(variants, features)``, of what the residual depends on.
 
     Sizes stand as logarithms to base 2; so do the ratios that say what an operator's time is spent on, which
     trees could not make out of sizes. Channel counts stand also as remainders, since kernels run in
@@ -53,7 +102,12 @@ def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], 
         "bytes_parameters": parameters,
         "bytes_in": sum((t.bytes for t in spec.inputs), 0) - parameters,
         "bytes_out": spec.out.bytes,
-        "footprint": footprint,
+        "footprint": place.footprint_bytes,
+        "operators": place.operators,
+        "before_flops": place.before_flops,
+        "before_in": place.before_in_bytes,
+        "before_out": place.before_out_bytes,
+        "before_parameters": place.before_parameter_bytes,
         "batch": (*spec.out.shape, 1)[0],
         "width_in": width_in,
         "width_out": width_out,
@@ -61,7 +115,7 @@ def features(spec: OpSpec, variants: int, footprint: float) -> tuple[list[str], 
         "strided": int(bool(spec.attr("strided"))),
         **handler.features(spec),
     }
-    shares: dict[str, Scalar] = {}
+    shares: dict[str, Scalar] = {"before": place.before, "fed": int(place.fed)}
     for name, width in (("in", width_in), ("out", width_out)):
         for block in (4, 8, 16, 32):
             shares[f"{name}_mod_{block}"] = width % block

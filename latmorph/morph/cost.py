@@ -16,6 +16,7 @@ from latmorph import ops
 from latmorph.errors import UsageError
 from latmorph.graph.graph import Graph
 from latmorph.latency.profile import Profile
+from latmorph.latency.roofline import Place, places
 from latmorph.opspec import OpSpec, footprint_bytes
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class LatencyCost(_OperatorCost):
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self._prices: dict[tuple[int, OpSpec], float] = {}
+        self._prices: dict[tuple[Place, OpSpec], float] = {}
 
     def candidates(self, width: int) -> list[int]:
         if self.profile.lowering is None:
@@ -164,9 +165,9 @@ class LatencyCost(_OperatorCost):
             return np.zeros(len(widths))
         if self.profile.lowering is not None:
             return self._sum_of_kernels(self.profile.lowering, graph, widths, items)
-        # The network's own footprint at all widths: so costs stay sums over operators.
-        specs = graph.specs_at(widths, items)
-        prediction = self.profile.predictor(specs, graph.footprint_bytes, len(widths))
+        # Where they stand in the network as it is, at all widths: so costs stay sums over operators.
+        where = [graph.places[i] for i in items]
+        prediction = self.profile.predictor(graph.specs_at(widths, items), where, len(widths))
         return np.asarray(prediction.total_s.sum(axis=0))
 
     def _sum_of_kernels(
@@ -175,14 +176,19 @@ class LatencyCost(_OperatorCost):
         whole = len(items) == len(graph.nodes)
         nodes = None if whole else neighbourhood(graph, items)
         networks = [graph.steps_at(row, nodes) for row in widths]
-        found = [[kernel.spec for kernel in kernels] for kernels in lowering.networks(networks)]
-        footprint = footprint_bytes(operator.spec for operator in self.profile.operators(graph))
-        new = list(dict.fromkeys(s for specs in found for s in specs if (footprint, s) not in self._prices))
+        own = [operator.spec for operator in self.profile.operators(graph)]
+        footprint = footprint_bytes(own)
+        found = []
+        for kernels in lowering.networks(networks):
+            specs = [kernel.spec for kernel in kernels]
+            where = places(specs, footprint=footprint, operators=len(own))
+            found.append(list(zip(where, specs, strict=True)))
+        new = list(dict.fromkeys(k for keys in found for k in keys if k not in self._prices))
         if new:
-            _refuse_unknown(s.kind.removeprefix(ops.UNKNOWN) for s in new if not ops.is_known(s))
-            totals = self.profile.predictor(new, footprint).total_s[:, 0].tolist()
-            self._prices.update({(footprint, s): t for s, t in zip(new, totals, strict=True)})
-        return np.array([sum(self._prices[footprint, s] for s in specs) for specs in found])
+            _refuse_unknown(s.kind.removeprefix(ops.UNKNOWN) for _, s in new if not ops.is_known(s))
+            totals = self.profile.predictor([s for _, s in new], [p for p, _ in new]).total_s[:, 0]
+            self._prices.update(zip(new, totals.tolist(), strict=True))
+        return np.array([sum(self._prices[k] for k in keys) for keys in found])
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ Model = torch.nn.Module | Graph | str | Path
 """What can be measured: a model, a captured network, or an ONNX file."""
 
 
-def measure(model: Model, inputs: Sequence[Any], profile: Profile, *, passes: int = 15) -> Timing:
+def measure(model: Model, inputs: Sequence[Any], profile: Profile, *, passes: int = 8) -> Timing:
     """Time ``model(*inputs)`` in eval mode on the profile's device, runtime and number of threads.
 
     For ONNX Runtime, a torch model is exported by torch's own exporter, once. A captured network is timed
@@ -36,7 +36,7 @@ def measure_together(
     networks: Mapping[str, tuple[Model, Sequence[Any]]],
     profile: Profile,
     *,
-    passes: int = 15,
+    passes: int = 8,
 ) -> dict[str, Timing]:
     """Time several networks side by side, interleaved and in random order, as fair comparisons need.
 

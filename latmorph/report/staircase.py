@@ -10,7 +10,7 @@ from latmorph.device.roofs import Sweep
 from latmorph.device.sampling import width_sweep
 from latmorph.errors import UsageError
 from latmorph.latency.profile import Profile
-from latmorph.opspec import footprint_bytes
+from latmorph.latency.roofline import places
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ def _priced(profile: Profile, sweep: Sweep) -> Staircase:
         found = [[step.spec for step in steps] for steps in networks]
     else:
         found = [[kernel.spec for kernel in kernels] for kernels in profile.lowering.networks(networks)]
-    times = (profile.predictor(specs, footprint_bytes(specs)).total_s.sum() for specs in found)
+    times = (profile.predictor(specs, places(specs)).total_s.sum() for specs in found)
     return Staircase(sweep, tuple(float(t) for t in times))
