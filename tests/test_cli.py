@@ -19,12 +19,14 @@ import msgspec
 import pytest
 import torch
 
+import latmorph.device.fresh
 import latmorph.device.registry
 import latmorph.device.timing
 import latmorph.latency.profiling
 import latmorph.morph.focus
 from latmorph.cli import main
 from latmorph.device.simulated import Simulated
+from latmorph.device.timing import TIMED
 from latmorph.errors import UsageError
 from latmorph.latency.profile import Profile, open_profile
 
@@ -326,7 +328,7 @@ def test_predict_of_a_saved_program_is_that_of_its_module(
 
 def test_measure_runs_a_saved_program(capsys: Capture, profiles_folder: Path, program: Path) -> None:
     argv = ("measure", str(program), "--profile", "here", "--passes", "3", "--json")
-    assert len(strict_json(output_of(capsys, *argv))["measured"]["samples_s"]) == 3
+    assert len(strict_json(output_of(capsys, *argv))["measured"]["samples_s"]) == 3 * TIMED
 
 
 @pytest.mark.parametrize("path", ["latmorph_cli_models:made", "latmorph_cli_models:Group.small"])
@@ -403,7 +405,7 @@ def test_measure_prints_predicted_beside_measured(
     header = next(line for line in out.splitlines() if "predicted" in line)
     row = next(line for line in out.splitlines() if "%" in line and line != header and "us" in line)
     assert "measured" in header
-    assert [part for part in row.replace("│", " ").split() if part][-1] == "7"
+    assert [part for part in row.replace("│", " ").split() if part][-1] == str(7 * TIMED)
 
 
 def test_measure_as_json_holds_the_raw_samples(capsys: Capture, profiles_folder: Path, models: Path) -> None:
@@ -412,7 +414,7 @@ def test_measure_as_json_holds_the_raw_samples(capsys: Capture, profiles_folder:
     assert found["profile"] == "here"
     assert found["estimate"]["total_s"] > 0
     measured = found["measured"]
-    assert (len(measured["samples_s"]), len(measured["references_s"])) == (4, 8)
+    assert (len(measured["samples_s"]), len(measured["references_s"])) == (4 * TIMED, 4 * (TIMED + 1))
     assert all(t > 0 for t in (*measured["samples_s"], *measured["references_s"], measured["time_s"]))
 
 
@@ -639,7 +641,7 @@ def test_an_interrupted_profile_of_a_model_resumes(
 ) -> None:
     output_of(capsys, "profile", "--device", "cpu", "--budget", "1000", "-o", str(tmp_path / "base"))
     argv = [*FOCUS, "--profile", str(tmp_path / "base"), "-o", str(tmp_path / "mine")]
-    visit, visited = latmorph.device.timing.visit_network, []
+    visit, visited = latmorph.device.fresh.visit_network, []
 
     def until_interrupted(*args: Any, **kwargs: Any) -> Any:
         if len(visited) == 2:
@@ -648,7 +650,7 @@ def test_an_interrupted_profile_of_a_model_resumes(
         return visit(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(latmorph.device.timing, "visit_network", until_interrupted)
+        patch.setattr(latmorph.device.fresh, "visit_network", until_interrupted)
         assert main(argv) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
@@ -690,7 +692,7 @@ def test_an_interrupted_profile_says_where_it_is_kept_and_the_next_run_resumes(
 ) -> None:
     folder = tmp_path / "mine"
     argv = ["profile", "--device", "cpu", "--budget", "1000", "-o", str(folder)]
-    visit, visited = latmorph.device.timing.visit_network, []
+    visit, visited = latmorph.device.fresh.visit_network, []
 
     def until_interrupted(*args: Any, **kwargs: Any) -> Any:
         if len(visited) == 4:
@@ -698,7 +700,7 @@ def test_an_interrupted_profile_says_where_it_is_kept_and_the_next_run_resumes(
         visited.append((args[1], args[2]))
         return visit(*args, **kwargs)
 
-    monkeypatch.setattr(latmorph.device.timing, "visit_network", until_interrupted)
+    monkeypatch.setattr(latmorph.device.fresh, "visit_network", until_interrupted)
     capsys.readouterr()
     assert main(argv) == 130
     out, err = capsys.readouterr()
@@ -715,7 +717,7 @@ def test_an_interrupted_profile_says_where_it_is_kept_and_the_next_run_resumes(
         visited.append((args[1], args[2]))
         return visit(*args, **kwargs)
 
-    monkeypatch.setattr(latmorph.device.timing, "visit_network", second_run)
+    monkeypatch.setattr(latmorph.device.fresh, "visit_network", second_run)
     assert main(argv) == 0
     assert "resumed after 4 network visits" in capsys.readouterr().err
     assert len(visited) == 10  # the six that were missing, and none of the first four again
@@ -730,7 +732,7 @@ def test_a_profile_interrupted_under_other_settings_starts_anew_and_says_so(
 ) -> None:
     argv = ["profile", "--device", "cpu", "--budget", "1000", "-o", str(tmp_path / "mine")]
     with monkeypatch.context() as patch:
-        patch.setattr(latmorph.device.timing, "visit_network", interrupt)
+        patch.setattr(latmorph.device.fresh, "visit_network", interrupt)
         assert main(argv) == 130
     capsys.readouterr()
     assert main([*argv, "--seed", "1"]) == 0

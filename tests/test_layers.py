@@ -47,6 +47,7 @@ FLOW = [
     "device/lowering.py",
     "device/onnxruntime.py",
     "device/registry.py",
+    "device/fresh.py",
     "latency/__init__.py",
     "latency/roofline.py",
     "latency/model.py",

@@ -60,7 +60,12 @@ BLOCK_INPUT, BLOCK_WIDTH = (1, 32, 56, 56), 192
 
 
 class Backend(ABC):
-    """One way to run operators on one device. A context: settings hold inside and are restored after."""
+    """One way to run operators on one device. A context: settings hold inside and are restored after.
+
+    ``forks`` says whether it also runs in a process forked from one that has loaded it and run nothing.
+    """
+
+    forks = False
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
@@ -88,6 +93,10 @@ class Backend(ABC):
     @abstractmethod
     def time_call(self, call: Callable[[], object]) -> float:
         """Seconds of one call that runs on the device."""
+
+    def prepare(self) -> None:
+        """Import, and find out, what is the same for all networks: once, before they have processes."""
+        return
 
     def __enter__(self) -> Backend:
         return self

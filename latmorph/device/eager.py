@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,7 +13,9 @@ import torch
 
 from latmorph import ops
 from latmorph.device.backend import BLOCK_INPUT, BLOCK_WIDTH, Backend, Session, StepSession, keep_freed_memory
+from latmorph.device.builder import NetworkBuilder
 from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
+from latmorph.device.timing import StopRule, visit_network
 from latmorph.errors import DeviceError
 from latmorph.opspec import OpSpec, Step, TensorSpec, network_inputs
 from latmorph.values import input_values, parameter_values
@@ -194,6 +197,8 @@ class _Eager(Backend):
 class CpuEager(_Eager):
     """PyTorch eager on this machine's CPU, on a fixed number of threads, with memory kept when freed."""
 
+    forks = sys.platform == "linux"
+
     def __init__(self, *, dtype: str = "float32", threads: int = 1) -> None:
         super().__init__(dtype)
         self.threads = threads
@@ -217,6 +222,13 @@ class CpuEager(_Eager):
     def fingerprint(self) -> Fingerprint:
         version = f"torch {torch.__version__.split('+')[0]}"
         return cpu_fingerprint("eager", version, self.dtype, self.threads)
+
+    def prepare(self) -> None:
+        torch.set_num_threads(1)  # a pool of threads would not live on in forked processes
+        small = NetworkBuilder((1, 2, 4, 4), self.dtype)
+        x = small.layer_norm(small.activation(small.batch_norm(small.conv(-1, 2)), "relu"))
+        small.softmax(small.binary("add", x, x))
+        visit_network(self, 0, 0, small.steps, 0, StopRule(least=1, most=1))
 
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         return _CpuSession(steps, self.device, self._scratch(scratch_bytes))

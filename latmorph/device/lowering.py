@@ -57,13 +57,14 @@ class Kernel:
     """One kernel: what it is, what the runtime calls it, and the step that it came from, -1 if none is known.
 
     ``network`` tells apart the networks of a model that holds several: it is the number of the model's
-    input that the kernel's values come from.
+    input that the kernel's values come from. ``depth`` is the number of kernels on the longest way there.
     """
 
     spec: OpSpec
     name: str
     step: int = -1
     network: int = 0
+    depth: int = 0
 
 
 def read_kernels(
@@ -79,14 +80,14 @@ def read_kernels(
 
 
 def order_of_steps(kernels: Sequence[Kernel]) -> list[int]:
-    """The kernels' positions, sorted by the steps that they came from.
+    """The kernels' positions, sorted by the steps that they came from, and each after those that it reads.
 
     The runtime runs branches now in one order, now in another, even of one model loaded twice.
     """
 
-    def key(position: int) -> tuple[int, str]:
+    def key(position: int) -> tuple[int, int, str]:
         kernel = kernels[position]
-        return kernel.step, kernel.spec.to_json()
+        return kernel.step, kernel.depth, kernel.spec.to_json()
 
     return sorted(range(len(kernels)), key=key)
 
@@ -102,6 +103,7 @@ class _Reader:
             v.name: v.type for v in (*values, *graph.value_info, *graph.output, *graph.input)
         }
         self.blocked: set[str] = set()
+        self.depth: dict[str, int] = {}
         self.network = {v.name: k for k, v in enumerate(graph.input) if v.name not in self.constants}
 
     def kernels(self) -> tuple[Kernel, ...]:
@@ -142,7 +144,9 @@ class _Reader:
             tuple(t for t in outputs if t is not None),
             tuple(sorted((k, v) for k, v in _plain(attributes) if k not in IGNORED)),
         )
-        return Kernel(spec, node.name, self._step(node), network)
+        depth = max((self.depth.get(x, 0) for x in node.input), default=0)
+        self.depth.update(dict.fromkeys(node.output, depth + 1))
+        return Kernel(spec, node.name, self._step(node), network, depth)
 
     def _is_setting(self, node: onnx.NodeProto, k: int) -> bool:
         """Whether an operand is a few constant integers: sizes, axes, starts, but no indices to gather."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -303,7 +304,7 @@ def _side_by_side(networks: Sequence[tuple[Step, ...]], options: SessionOptions)
     for kernel in read_kernels(model, _block(options), whole.values):
         number = inputs[kernel.network]
         origin = kernel.step - starts[number] if kernel.step >= 0 else -1
-        found[number].append(Kernel(kernel.spec, kernel.name, origin))
+        found[number].append(replace(kernel, step=origin))
     return [tuple(_traced(kernels, network)) for kernels, network in zip(found, networks, strict=True)]
 
 
@@ -316,7 +317,7 @@ def _traced(kernels: Sequence[Kernel], steps: Sequence[Step]) -> list[Kernel]:
         if kernel.spec.kind.endswith("Conv"):
             step = _nearest_convolution(steps, step, taken)
             taken.add(step)
-        traced.append(Kernel(kernel.spec, kernel.name, step))
+        traced.append(replace(kernel, step=step))
     return traced
 
 
@@ -424,6 +425,8 @@ def _example(value: Any) -> np.ndarray:
 class OnnxRuntime(Backend):
     """ONNX Runtime on this machine's CPU, on a fixed number of threads."""
 
+    forks = sys.platform == "linux"
+
     def __init__(self, *, dtype: str = "float32", options: SessionOptions | None = None) -> None:
         import_onnxruntime()
         self.dtype = dtype
@@ -499,6 +502,9 @@ class OnnxRuntime(Backend):
         start = time.perf_counter_ns()
         call()
         return (time.perf_counter_ns() - start) * 1e-9
+
+    def prepare(self) -> None:
+        _ = self.clock_s
 
     @property
     def clock_s(self) -> float:

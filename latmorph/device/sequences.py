@@ -107,7 +107,7 @@ def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.transpose(net.linear(y, tokens), 1, 2)
         else:
             y = net.layer_norm(x)
-            a = net.softmax(net.einsum("bnc,bnd->bcd", y, y))
+            a = net.softmax(net.scalar("mul", net.einsum("bnc,bnd->bcd", y, y), 1 / tokens))
             y = net.einsum("bnc,bcd->bnd", y, a)
         x = net.binary("add", x, y)
         y = net.activation(net.linear(net.layer_norm(x), draw.width(width, 4 * width)), "gelu")

@@ -71,6 +71,33 @@ class Visit:
         """The reference operator's time in this visit, in seconds."""
         return calm_s(self.references_s)
 
+    def to_builtins(self) -> dict[str, Any]:
+        """Plain values, times to a nanosecond, that :meth:`from_builtins` reads."""
+        return {
+            "network": self.network,
+            "visit": self.visit,
+            "footprint_bytes": self.footprint_bytes,
+            "specs": [s.to_json() for s in self.specs],
+            "times_s": [[round(t, 9) for t in times] for times in self.times_s],
+            "whole_s": self.whole_s,
+            "references_s": self.references_s,
+            "traffic_s": self.traffic_s,
+        }
+
+    @classmethod
+    def from_builtins(cls, item: Mapping[str, Any]) -> Visit:
+        """What :meth:`to_builtins` made, other entries left aside."""
+        return cls(
+            item["network"],
+            item["visit"],
+            item["footprint_bytes"],
+            tuple(OpSpec.from_json(s) for s in item["specs"]),
+            tuple(tuple(t) for t in item["times_s"]),
+            tuple(item["whole_s"]),
+            tuple(item["references_s"]),
+            tuple(item["traffic_s"]),
+        )
+
 
 def calm_s(samples: Sequence[float]) -> float:
     """The time behind noisy samples, in seconds: the mean of the smaller half of them.
@@ -264,18 +291,7 @@ class Journal:
                 self.spent_s += float(item["spent_s"])
             elif "network" in item:
                 self.spent_s += float(item["spent_s"])
-                self.visits.append(
-                    Visit(
-                        item["network"],
-                        item["visit"],
-                        item["footprint_bytes"],
-                        tuple(OpSpec.from_json(s) for s in item["specs"]),
-                        tuple(tuple(t) for t in item["times_s"]),
-                        tuple(item["whole_s"]),
-                        tuple(item["references_s"]),
-                        tuple(item["traffic_s"]),
-                    )
-                )
+                self.visits.append(Visit.from_builtins(item))
 
     def add_roofs(self, roofs: Any, spent_s: float) -> None:
         """Record the roofs, as plain values."""
@@ -287,19 +303,7 @@ class Journal:
         """Record one visit."""
         self.visits.append(visit)
         self.spent_s += spent_s
-        self._write(
-            {
-                "network": visit.network,
-                "visit": visit.visit,
-                "footprint_bytes": visit.footprint_bytes,
-                "specs": [s.to_json() for s in visit.specs],
-                "times_s": [[round(t, 9) for t in times] for times in visit.times_s],
-                "whole_s": visit.whole_s,
-                "references_s": visit.references_s,
-                "traffic_s": visit.traffic_s,
-                "spent_s": spent_s,
-            }
-        )
+        self._write({**visit.to_builtins(), "spent_s": spent_s})
 
     def _write(self, item: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(item) + "\n")
@@ -317,8 +321,12 @@ def _parse(line: str) -> Any:
         return None
 
 
+Visitor = Callable[[int, int, Sequence[Step], int, StopRule], Visit]
+"""Visits a network: its number and the visit's, its steps, memory to write before each pass, when to stop."""
+
+
 def collect(
-    backend: Backend,
+    visitor: Visitor,
     plan: Schedule,
     journal: Journal,
     budget_s: float,
@@ -335,18 +343,19 @@ def collect(
     done = {(v.network, v.visit) for v in journal.visits}
     before = journal.spent_s
     start = time.perf_counter()
-    for network, visit in plan:
-        spent = before + time.perf_counter() - start
-        if spent >= budget_s or (most_visits is not None and len(journal.visits) >= most_visits):
+    spent, jobs = before, iter(plan)
+    while spent < budget_s and (most_visits is None or len(journal.visits) < most_visits):
+        job = next(jobs, None)  # may take time: a plan that chooses has models to fit
+        if job is None:
             break
-        if (network, visit) in done:
-            continue
-        began = time.perf_counter()
-        steps, scratch = plan.steps(network), plan.scratch_bytes(network)
-        taken = visit_network(backend, network, visit, steps, scratch, rule)
-        journal.add(taken, time.perf_counter() - began)
-        if progress is not None:
-            progress(min(1.0, spent / budget_s), f"{len(journal.visits)} network visits")
+        if job not in done:
+            began = time.perf_counter()
+            network, visit = job
+            taken = visitor(network, visit, plan.steps(network), plan.scratch_bytes(network), rule)
+            journal.add(taken, time.perf_counter() - began)
+            if progress is not None:
+                progress(min(1.0, spent / budget_s), f"{len(journal.visits)} network visits")
+        spent = before + time.perf_counter() - start
     return journal.visits
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.errors import StructureError, UsageError
-from latmorph.latency.roofline import Place, places
 from latmorph.opspec import OpSpec, Scalar, Step
 
 
@@ -114,11 +113,6 @@ class Graph:
     def parameters(self) -> int:
         """Number of parameters (buffers not counted) of the model, those that no operator reads included."""
         return sum(int(np.prod(self.tensors[t].shape)) for t in self.trainable)
-
-    @cached_property
-    def places(self) -> list[Place]:
-        """Where each operator stands in the network."""
-        return places(self.specs)
 
     @cached_property
     def widths(self) -> np.ndarray:

@@ -381,12 +381,13 @@ def _cross_fitted(
 
 
 def _slopes(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """How much more than the reference operators slow in a spell: the slopes of log errors in its two logs.
+    """How much more, or less, than the reference operators slow in a spell: slopes of log errors in its logs.
 
     Large errors do not count, and few spells tell little: slopes are drawn towards zero as by
-    :data:`DOUBT` of them. Between zero and two.
+    :data:`DOUBT` of them. Within -1, where operators do not slow at all (max-pooling, which waits for its own
+    branches), and 2.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import lsq_linear
 
     chosen = (np.abs(error - np.median(error)) < 0.5) & (weight > 0)
     if not chosen.any():
@@ -396,8 +397,8 @@ def _slopes(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> np.ndar
     x = root * (spell[chosen] - np.average(spell[chosen], axis=0, weights=w))
     y = root[:, 0] * (error[chosen] - np.average(error[chosen], weights=w))
     doubt = np.sqrt(DOUBT) * SPELL * np.eye(2)
-    slopes, _ = nnls(np.concatenate([x, doubt]), np.concatenate([y, np.zeros(2)]))
-    return np.asarray(np.minimum(slopes, 2.0))
+    found = lsq_linear(np.concatenate([x, doubt]), np.concatenate([y, np.zeros(2)]), bounds=(-1.0, 2.0))
+    return np.asarray(found.x)
 
 
 SPELL = 0.1

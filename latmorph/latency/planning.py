@@ -17,6 +17,9 @@ CANDIDATES = 2
 GROWTH = 0.5
 """A round has this share of the networks before it, so that fitting takes a bounded share of a run."""
 
+LARGEST_ROUND = 400
+"""Networks of a round at most: what comes before it, fitting and choosing, cannot be cut short."""
+
 ROUNDS = 100
 """Trees of the models that choose: enough to differ where little was measured."""
 
@@ -52,7 +55,7 @@ class AdaptivePlan:
         # A run that goes on draws afresh: what is left of the round that was interrupted, it looked at.
         first = 1 + max((n % CHOSEN for n in seen if n >= 0), default=-1)
         while True:
-            size = max(self.plan.round_size, int(GROWTH * len(seen)))
+            size = max(self.plan.round_size, min(int(GROWTH * len(seen)), LARGEST_ROUND))
             blind = list(range(first, first + (size + 1) // 2))
             pool = range(first + len(blind), first + len(blind) + CANDIDATES * (size // 2))
             committee = self._committee()

@@ -13,10 +13,18 @@ import msgspec
 from latmorph._version import __version__
 from latmorph.device.backend import Backend
 from latmorph.device.fingerprint import Fingerprint
+from latmorph.device.fresh import visitor_of
 from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
-from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
+from latmorph.device.timing import (
+    Journal,
+    Plan,
+    Progress,
+    StopRule,
+    calm_reference_s,
+    collect,
+)
 from latmorph.errors import ProfileError
 from latmorph.latency.fit import fit
 from latmorph.latency.planning import AdaptivePlan, Lower
@@ -108,15 +116,16 @@ def run_profile(
                 largest_flops = max(SLOW_FLOPS, PASS_S * roofs.peak_flops_per_s)
             networks = Plan(seed, largest_flops, fingerprint.dtype, focus)
             plan = AdaptivePlan(networks, roofs, journal, _lower(fingerprint), error_percent)
-            collect(
-                backend,
-                plan,
-                journal,
-                budget_s,
-                rule=rule,
-                progress=progress,
-                most_visits=most_visits,
-            )
+            with visitor_of(backend) as visitor:
+                collect(
+                    visitor,
+                    plan,
+                    journal,
+                    budget_s,
+                    rule=rule,
+                    progress=progress,
+                    most_visits=most_visits,
+                )
         finally:
             journal.close()
     say(1.0, "fitting")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -147,6 +148,7 @@ class LatencyCost(_OperatorCost):
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self._prices: dict[tuple[Place, OpSpec], float] = {}
+        self._places: WeakKeyDictionary[Graph, list[Place]] = WeakKeyDictionary()
 
     def candidates(self, width: int) -> list[int]:
         if self.profile.lowering is None:
@@ -166,7 +168,9 @@ class LatencyCost(_OperatorCost):
         if self.profile.lowering is not None:
             return self._sum_of_kernels(self.profile.lowering, graph, widths, items)
         # Where they stand in the network as it is, at all widths: so costs stay sums over operators.
-        where = [graph.places[i] for i in items]
+        if graph not in self._places:
+            self._places[graph] = places(graph.specs)
+        where = [self._places[graph][i] for i in items]
         prediction = self.profile.predictor(graph.specs_at(widths, items), where, len(widths))
         return np.asarray(prediction.total_s.sum(axis=0))
 

@@ -16,6 +16,7 @@ import msgspec
 
 from latmorph._version import __version__
 from latmorph.device import registry
+from latmorph.device.fresh import visitor_of
 from latmorph.device.timing import Journal, Progress, StopRule, Visit, calm_reference_s, collect, shuffled
 from latmorph.errors import ProfileError, UsageError
 from latmorph.graph.capture import capture
@@ -111,7 +112,8 @@ def focus(
         elif journal.replaced:
             say(0.0, "the unfinished run found was of other settings: starting anew")
         plan = _Variants(graph, first, seed)
-        made = collect(backend, plan, journal, budget_s, rule=rule, progress=say, most_visits=most_visits)
+        visitor = stack.enter_context(visitor_of(backend))
+        made = collect(visitor, plan, journal, budget_s, rule=rule, progress=say, most_visits=most_visits)
     say(1.0, "fitting")
     focused = _refitted(profile, round_to_ns(made), budget_s, folder.name if folder else profile.name)
     if folder is not None:

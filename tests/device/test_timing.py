@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -21,11 +22,13 @@ from latmorph.device.timing import (
     CHOSEN,
     MOST_UNSETTLED,
     SETTLED_S,
+    TIMED,
     Journal,
     Plan,
     StopRule,
     Timing,
     Visit,
+    Visitor,
     calm_reference_s,
     calm_s,
     collect,
@@ -459,6 +462,10 @@ def test_a_journal_is_on_disk_after_every_visit(tmp_path: Path) -> None:
 # --- collect
 
 
+def visitor(device: Backend) -> Visitor:
+    return functools.partial(visit_network, device)
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal(tmp_path / "journal.jsonl", HEAD)
@@ -468,7 +475,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def test_collect_follows_the_plan_and_stops_at_most_visits(journal: Journal) -> None:
     device, plan = Spells([]), Plan(0, SMALL)
-    visits = collect(device, plan, journal, 1e9, rule=AGREE, most_visits=7)
+    visits = collect(visitor(device), plan, journal, 1e9, rule=AGREE, most_visits=7)
     assert [(v.network, v.visit) for v in visits] == take(plan, 7)
     assert device.loads == 7
     for v in visits:
@@ -478,10 +485,10 @@ def test_collect_follows_the_plan_and_stops_at_most_visits(journal: Journal) -> 
 def test_collect_does_not_repeat_what_the_journal_holds(tmp_path: Path) -> None:
     plan, path = Plan(0, SMALL), tmp_path / "journal.jsonl"
     first = Journal(path, HEAD)
-    before = list(collect(Spells([]), plan, first, 1e9, rule=AGREE, most_visits=5))
+    before = list(collect(visitor(Spells([])), plan, first, 1e9, rule=AGREE, most_visits=5))
     first.close()
     second, device = Journal(path, HEAD), Spells([])
-    visits = collect(device, plan, second, 1e9, rule=AGREE, most_visits=8)
+    visits = collect(visitor(device), plan, second, 1e9, rule=AGREE, most_visits=8)
     second.close()
     assert device.loads == 3
     assert [(v.network, v.visit) for v in visits] == take(plan, 8)
@@ -496,9 +503,9 @@ def test_collect_goes_on_where_an_interruption_left_it(journal: Journal) -> None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(device, plan, journal, 1e9, rule=AGREE, progress=progress, most_visits=6)
+        collect(visitor(device), plan, journal, 1e9, rule=AGREE, progress=progress, most_visits=6)
     assert len(journal.visits) == 3
-    collect(device, plan, journal, 1e9, rule=AGREE, most_visits=6)
+    collect(visitor(device), plan, journal, 1e9, rule=AGREE, most_visits=6)
     assert device.loads == 6
     assert [(v.network, v.visit) for v in journal.visits] == take(plan, 6)
 
@@ -506,16 +513,16 @@ def test_collect_goes_on_where_an_interruption_left_it(journal: Journal) -> None
 def test_time_spent_before_the_interruption_counts(journal: Journal) -> None:
     journal.add(hand_visit(0, 0, [1e-3, 1e-3], 1e-3), 100.0)
     device = Spells([])
-    collect(device, Plan(0, SMALL), journal, 100.0, rule=AGREE)
+    collect(visitor(device), Plan(0, SMALL), journal, 100.0, rule=AGREE)
     assert device.loads == 0
-    collect(device, Plan(0, SMALL), journal, 1e9, rule=AGREE, most_visits=2)
+    collect(visitor(device), Plan(0, SMALL), journal, 1e9, rule=AGREE, most_visits=2)
     assert device.loads == 1
 
 
 def test_progress_is_told_a_growing_fraction_and_the_number_of_visits(journal: Journal) -> None:
     told: list[tuple[float, str]] = []
     collect(
-        Spells([]),
+        visitor(Spells([])),
         Plan(0, SMALL),
         journal,
         1e9,
@@ -590,7 +597,7 @@ def test_calm_times_come_through_spells_within_single_passes(journal: Journal) -
     # A tenth of all passes are twice as slow, and 2 % noise on everything. A spell is in the smaller half
     # of four samples when three are slow, in one visit of 270, and then only by a part.
     device = Simulated(noise=0.02, spell=0.1, seed=4)
-    visits = collect(device, Plan(0, SMALL), journal, 1e9, most_visits=24)
+    visits = collect(visitor(device), Plan(0, SMALL), journal, 1e9, most_visits=24)
     slowest = [
         max(t) / device.true_time_s(s) for v in visits for s, t in zip(v.specs, v.times_s, strict=True)
     ]
@@ -603,7 +610,7 @@ def test_calm_times_come_through_spells_that_cover_whole_visits(journal: Journal
     # so the times come out exactly.
     random = np.random.default_rng(0)
     device = Spells([1.2 if random.random() < 0.4 else 1.0 for _ in range(24)])
-    visits = collect(device, Plan(0, SMALL), journal, 1e9, rule=AGREE, most_visits=24)
+    visits = collect(visitor(device), Plan(0, SMALL), journal, 1e9, rule=AGREE, most_visits=24)
     slow = [v.reference_s > 1.1e-3 for v in visits]
     assert 6 <= sum(slow) <= 18
     assert np.max(np.abs(errors_of(device.device, visits))) < 1e-9
@@ -663,11 +670,12 @@ def test_every_callable_has_one_turn_a_pass_with_the_reference_on_both_sides() -
     clock = PlantedClock()
     names = ["a", "b", "c"]
     time_calls(clock, {n: clock.call(n, 1.0) for n in names}, passes=20)
-    turns = [clock.log[k : k + 6] for k in range(0, len(clock.log), 6)]
+    length = 2 + 1 + 3 * TIMED
+    turns = [clock.log[k : k + length] for k in range(0, len(clock.log), length)]
     assert len(turns) == 60
     for settling, name, *rest in turns:  # one run of a second, and it has settled
         assert (settling, name in names) == ("timed", True)
-        assert rest == ["reference", "timed", name, "reference"]
+        assert rest == ["reference", *["timed", name, "reference"] * TIMED]
     orders = [tuple(t[1] for t in turns[k : k + 3]) for k in range(0, 60, 3)]
     assert all(sorted(order) == names for order in orders)
     assert len(set(orders)) > 2  # the order is drawn anew for every pass
@@ -688,16 +696,16 @@ def test_planted_costs_are_recovered_in_units_of_the_reference_given() -> None:
     calls = {"a": clock.call("a", 3.0), "b": clock.call("b", 0.5)}
     timings = time_calls(clock, calls, passes=4)
     assert {n: t.time_s for n, t in timings.items()} == pytest.approx({"a": 3.0, "b": 0.5})
-    assert [len(t.samples_s) for t in timings.values()] == [4, 4]
+    assert [len(t.samples_s) for t in timings.values()] == [4 * TIMED, 4 * TIMED]
     # The profile knows the reference as 2 where it takes 1 today: today's machine runs twice as fast.
     timings = time_calls(clock, calls, passes=4, reference_s=2.0)
     assert {n: t.time_s for n, t in timings.items()} == pytest.approx({"a": 6.0, "b": 1.0})
 
 
 def test_spells_longer_than_a_pass_do_not_favour_one_callable() -> None:
-    # Slow from 150 on, where a turn takes 6: timed one after the other, the second callable would look
+    # Slow from 300 on, where a turn takes 12: timed one after the other, the second callable would look
     # twice as slow as the first, which costs the same. Here more than half of both samples are calm.
-    clock = PlantedClock(lambda now: 1.0 if now < 150.0 else 2.0)
+    clock = PlantedClock(lambda now: 1.0 if now < 300.0 else 2.0)
     timings = time_calls(clock, {"a": clock.call("a", 2.0), "b": clock.call("b", 2.0)}, passes=20)
     assert max(max(t.samples_s) for t in timings.values()) == 4.0
     assert timings["a"].time_s == pytest.approx(2.0)

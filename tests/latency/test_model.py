@@ -18,7 +18,7 @@ from latmorph.latency.model import UNMEASURED_SIGMA, Family, LatencyModel, Predi
 from latmorph.opspec import OpSpec, TensorSpec
 
 ROOFS = Roofs(1e9, ((1e3, 1e9), (1e6, 1e8)), 5e-6, {"conv2d": (1, 8)})
-FOOTPRINT = 1e6
+PLACE = roofline.Place(1e6, 1)
 NO_TREES = Trees(0, [], [], [], [], [])
 UNKNOWN = OpSpec("unknown:aten.mystery", (TensorSpec("self", (1, 4)),), (TensorSpec("out", (1, 4)),))
 
@@ -41,7 +41,7 @@ def relu(width: int = 16) -> OpSpec:
 
 
 def names_and_row(spec: OpSpec) -> tuple[list[str], list[float]]:
-    names, table = roofline.features(spec, 1, FOOTPRINT)
+    names, table = roofline.features(spec, 1, PLACE)
     return names, table[0].tolist()
 
 
@@ -129,7 +129,7 @@ def test_trees_are_walked_as_by_hand_and_enter_the_formula(
     trees = data.draw(forests(names_and_row(convolution())[1]))
     assert trees.well_formed
     specs = [convolution(*pair) for pair in widths]
-    prediction = Predictor(model({"conv2d": family(trees)}, scale=1.5))(specs, FOOTPRINT)
+    prediction = Predictor(model({"conv2d": family(trees)}, scale=1.5))(specs, [PLACE] * len(specs))
     for i, spec in enumerate(specs):
         factor = math.exp(0.3 + walk(trees, names_and_row(spec)[1]))
         compute, memory = (t * factor for t in roofs_by_hand(spec))
@@ -147,7 +147,7 @@ def test_many_rows_are_walked_like_few() -> None:
     split = Trees(1, feature, [[5.0, 0, 0]], [[1, -1, -1]], [[2, -1, -1]], [[9, -1, 1]])
     widths = np.arange(1, 5001)
     predictor = Predictor(model({"conv2d": family(split, level=0.0)}))
-    total = predictor([convolution(16, widths)], FOOTPRINT, len(widths)).total_s[0]
+    total = predictor([convolution(16, widths)], [PLACE], len(widths)).total_s[0]
     # log2(1 + 31) = 5 goes left.
     for width in (1, 30, 31, 32, 2047, 2048, 2049, 4095, 4096, 4097, 5000):
         factor = math.exp(-1.0 if width <= 31 else 1.0)
@@ -160,7 +160,7 @@ def test_several_kinds_and_variants_stand_in_their_own_rows() -> None:
     families = {"conv2d": family(level=0.5), "relu": family(spec=relu(), overhead_s=1e-6, level=-0.5)}
     widths = [8, 9, 24]
     specs = [relu(4), convolution(16, np.array(widths)), UNKNOWN, relu(32)]
-    prediction = Predictor(model(families))(specs, FOOTPRINT, 3)
+    prediction = Predictor(model(families))(specs, [PLACE] * 4, 3)
     assert prediction.total_s.shape == (4, 3)
     for k, width in enumerate(widths):
         for row, spec, overhead, level in (
@@ -179,7 +179,7 @@ def leaf(value: float) -> Trees:
 
 @pytest.mark.parametrize(("value", "fine"), [(1e6, 3.0), (-1e6, -3.0), (2.9, 2.9), (-2.9, -2.9)])
 def test_the_residual_is_bounded(value: float, fine: float) -> None:
-    prediction = Predictor(model({"conv2d": family(leaf(value))}))([convolution()], FOOTPRINT)
+    prediction = Predictor(model({"conv2d": family(leaf(value))}))([convolution()], [PLACE])
     compute, memory = (t * math.exp(0.3 + fine) for t in roofs_by_hand(convolution()))
     assert prediction.total_s[0, 0] == pytest.approx(2e-6 + smoothmax(compute, memory), rel=1e-9)
 
@@ -189,7 +189,7 @@ def test_the_residual_is_bounded(value: float, fine: float) -> None:
 
 def residual_of(family_: Family, spec: OpSpec) -> tuple[float, float]:
     """The residual that the prediction implies, and its standard deviation."""
-    prediction = Predictor(model({"conv2d": family_}))([spec], FOOTPRINT)
+    prediction = Predictor(model({"conv2d": family_}))([spec], [PLACE])
     above = prediction.total_s[0, 0] - prediction.overhead_s[0, 0]
     return math.log(above / smoothmax(*roofs_by_hand(spec))), float(prediction.sigma[0, 0])
 
@@ -244,7 +244,7 @@ def test_features_are_matched_by_name_and_missing_ones_are_zero() -> None:
 
 
 def test_an_unknown_operator_has_no_price() -> None:
-    prediction = Predictor(model({"conv2d": family()}))([UNKNOWN, convolution()], FOOTPRINT)
+    prediction = Predictor(model({"conv2d": family()}))([UNKNOWN, convolution()], [PLACE] * 2)
     for part in (prediction.compute_s, prediction.memory_s, prediction.overhead_s, prediction.total_s):
         assert np.isnan(part[0, 0])
         assert np.isfinite(part[1, 0])
@@ -252,7 +252,7 @@ def test_an_unknown_operator_has_no_price() -> None:
 
 
 def test_a_family_never_measured_is_priced_by_the_roofline_and_flagged() -> None:
-    prediction = Predictor(model({"conv2d": family()}, scale=2.0))([relu(), convolution()], FOOTPRINT)
+    prediction = Predictor(model({"conv2d": family()}, scale=2.0))([relu(), convolution()], [PLACE] * 2)
     _, memory = roofs_by_hand(relu())
     assert prediction.total_s[0, 0] == pytest.approx(2 * (5e-6 + memory), rel=1e-9)
     assert prediction.sigma[0, 0] == UNMEASURED_SIGMA
@@ -260,7 +260,7 @@ def test_a_family_never_measured_is_priced_by_the_roofline_and_flagged() -> None
 
 
 def test_nothing_to_predict_is_an_empty_prediction() -> None:
-    assert Predictor(model({}))([], 0.0, 4).total_s.shape == (0, 4)
+    assert Predictor(model({}))([], [], 4).total_s.shape == (0, 4)
 
 
 def test_views_cost_their_overhead_alone() -> None:
@@ -268,7 +268,7 @@ def test_views_cost_their_overhead_alone() -> None:
     net.flatten(-1)
     view = net.steps[0].spec
     families = {"view (reshape)": family(spec=view, level=0.0, overhead_s=3e-7)}
-    assert Predictor(model(families))([view], FOOTPRINT).total_s[0, 0] == pytest.approx(3e-7)
+    assert Predictor(model(families))([view], [PLACE]).total_s[0, 0] == pytest.approx(3e-7)
 
 
 # --- well-formed trees
@@ -299,9 +299,9 @@ def test_broken_trees_are_not_well_formed(broken: dict[str, Any]) -> None:
     assert not msgspec.structs.replace(GOOD, **broken).well_formed
 
 
-def test_a_prediction_does_not_depend_on_what_stands_beside_the_operator() -> None:
+def test_in_one_place_a_prediction_does_not_depend_on_what_is_predicted_beside_it() -> None:
     predictor = Predictor(model({"conv2d": family(leaf(0.4)), "relu": family(spec=relu())}))
-    alone = predictor([convolution(3, 5)], FOOTPRINT)
-    beside = predictor([relu(2), UNKNOWN, convolution(64, 64), convolution(3, 5)], FOOTPRINT)
+    alone = predictor([convolution(3, 5)], [PLACE])
+    beside = predictor([relu(2), UNKNOWN, convolution(64, 64), convolution(3, 5)], [PLACE] * 4)
     assert beside.total_s[3, 0] == alone.total_s[0, 0]
     assert beside.sigma[3, 0] == alone.sigma[0, 0]

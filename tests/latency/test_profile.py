@@ -36,6 +36,7 @@ from latmorph.latency.profile import (
     shipped_folder,
     user_folder,
 )
+from latmorph.latency.roofline import places
 
 FILES = ("profile.json", "model.json.gz", "measurements.csv.gz")
 
@@ -109,7 +110,8 @@ def test_a_saved_profile_loads_equal(simulated_profile: Profile, tmp_path: Path)
 def test_a_loaded_profile_predicts_the_same(simulated_profile: Profile, tmp_path: Path) -> None:
     loaded = open_profile(simulated_profile.save(tmp_path / "saved"))
     visit = simulated_profile.visits[0]
-    one, other = (p.predictor(visit.specs, visit.footprint_bytes) for p in (loaded, simulated_profile))
+    where = places(visit.specs)
+    one, other = (p.predictor(visit.specs, where) for p in (loaded, simulated_profile))
     assert one.total_s.tolist() == other.total_s.tolist()
     assert one.sigma.tolist() == other.sigma.tolist()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import latmorph as lm
-from latmorph.device.timing import MOST_UNSETTLED
+from latmorph.device.timing import MOST_UNSETTLED, TIMED
 from latmorph.latency.profile import Profile
 from latmorph.report.measured import measure_together
 
@@ -96,7 +96,7 @@ def test_modes_threads_gradients_and_weights_are_left_as_they_were(
 
 def test_every_sample_is_kept_and_the_references_on_both_sides(cpu_profile: Profile) -> None:
     timing = lm.measure(Watched(), X, cpu_profile, passes=6)
-    assert (len(timing.samples_s), len(timing.references_s)) == (6, 12)
+    assert (len(timing.samples_s), len(timing.references_s)) == (6 * TIMED, 6 * (TIMED + 1))
     assert all(t > 0 for t in (*timing.samples_s, *timing.references_s))
     assert min(timing.samples_s) <= timing.median_s <= max(timing.samples_s)
 
@@ -118,9 +118,9 @@ def test_networks_take_turns_in_every_pass(cpu_profile: Profile) -> None:
     networks = {name: (Watched(calls, name), X) for name in "abc"}
     timings = measure_together(networks, cpu_profile, passes=8)
     assert set(timings) == {"a", "b", "c"}
-    assert all(len(t.samples_s) == 8 for t in timings.values())
-    # A turn is calls until the network, which is a small one, has settled, and then the timed one.
-    turn = MOST_UNSETTLED + 1
+    assert all(len(t.samples_s) == 8 * TIMED for t in timings.values())
+    # A turn is calls until the network, which is a small one, has settled, and then the timed ones.
+    turn = MOST_UNSETTLED + TIMED
     turns = calls[::turn]
     assert calls == [name for name in turns for _ in range(turn)]
     rounds = [tuple(turns[i : i + 3]) for i in range(0, 24, 3)]
