@@ -119,6 +119,15 @@ def test_no_network_is_measured_twice_and_rounds_grow(journal: Journal, committe
     assert max(b - a for a, b in itertools.pairwise(sorted(blind))) > CANDIDATES * 4 + 1
 
 
+def test_rounds_grow_no_further_than_the_largest(
+    journal: Journal, committee: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What lies between two blind networks is the pool that the round before has chosen from.
+    monkeypatch.setattr("latmorph.latency.planning.LARGEST_ROUND", 8)
+    blind = sorted(n for n in play(adaptive(journal), 200) if n < CHOSEN)
+    assert max(b - a for a, b in itertools.pairwise(blind)) == CANDIDATES * 4 + 1
+
+
 @pytest.mark.parametrize(("asked", "ends"), [(10.0, True), (12.0, True), (9.9, False), (0.0, False)])
 def test_the_plan_ends_once_held_out_networks_are_predicted_as_well_as_asked(
     journal: Journal, committee: Planted, asked: float, ends: bool
