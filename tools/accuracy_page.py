@@ -585,6 +585,8 @@ rounds over everything, four unless a section says otherwise, in each of which e
 first, made of the earlier: the same networks, the same method, minutes apart. Pictures are noise with the
 spectrum of a photograph: how long max-pooling takes depends on what it reads. On Linux, the allocator keeps
 freed memory (`keep_freed_memory` in `latmorph/device/backend.py`), in profiles and here.
+A profile visits each network in a process of its own (`latmorph/device/fresh.py`); here six share one, in
+which those with large activations take up to a quarter longer.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /
