@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -143,13 +142,8 @@ class _Eager(Backend):
         self._inference.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._inference.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._inference.__exit__(*error)
 
     def _scratch(self, count: int) -> torch.Tensor:
         """A part, of ``count`` bytes, of one buffer that all sessions share."""
@@ -210,13 +204,8 @@ class CpuEager(_Eager):
         torch.set_num_threads(self.threads)
         return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         torch.set_num_threads(self._threads_before)
 
     def fingerprint(self) -> Fingerprint:

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -54,12 +53,7 @@ class FreshProcesses:
         self._ask(msgspec.to_builtins(self.fingerprint))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._parent.stdin is not None
         self._parent.stdin.close()
         self._replies.close()  # what is still running ends at its next line

@@ -122,8 +122,7 @@ are as the other left them. On a Xeon, beside five others, networks of 15 ms tak
 fourth run than in their fortieth, 1 % in the ninth; those of 5 ms 3 % in the third."""
 
 ALONE_S = 0.05
-"""A network that is loaded where the last one was freed settles in this time: there is no other's memory
-among its own."""
+"""A network that nothing stands beside settles in this time: there is no other's memory among its own."""
 
 MOST_UNSETTLED = 10
 """Shorter ones have settled after so many runs."""

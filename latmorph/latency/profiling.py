@@ -17,14 +17,7 @@ from latmorph.device.fresh import visitor_of
 from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
-from latmorph.device.timing import (
-    Journal,
-    Plan,
-    Progress,
-    StopRule,
-    calm_reference_s,
-    collect,
-)
+from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
 from latmorph.errors import ProfileError
 from latmorph.latency.fit import fit
 from latmorph.latency.planning import AdaptivePlan, Lower

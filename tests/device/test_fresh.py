@@ -79,7 +79,7 @@ def test_two_threads_run_there(processes: FreshProcesses) -> None:
         assert len(two(0, 0, network(64), 0, RULE).whole_s) == 4
 
 
-def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_told() -> None:
     with FreshProcesses(CpuEager().fingerprint()) as found:
         found._parent.kill()
         with pytest.raises(DeviceError, match="ended"):
