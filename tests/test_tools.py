@@ -14,11 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import latmorph as lm
 from latmorph.device.roofs import Roofs
-from latmorph.device.timing import Timing
 from latmorph.latency.profile import Profile
 from latmorph.opspec import OpSpec, TensorSpec
-from tools import accuracy, hard_set, zoo
-from tools.accuracy import Case
+from tools import accuracy, cases, hard_set, zoo
 from tools.accuracy_page import (
     Figures,
     Goal,
@@ -36,6 +34,7 @@ from tools.accuracy_page import (
     write_page,
 )
 from tools.bench_step import Pairs
+from tools.cases import Case, Cases, Designed, Drawn
 
 
 def network(
@@ -75,12 +74,12 @@ def figures(
     )
 
 
-def test_errors_are_relative_to_the_calm_rounds() -> None:
-    one = network("A", 0.011, (0.015, 0.009, 0.011, 0.020))
+def test_errors_are_relative_to_the_median_round() -> None:
+    one = network("A", 0.011, (0.012, 0.009, 0.0095, 0.0105, 0.008, 0.020))
     assert one.measured_s == pytest.approx(0.010)
     assert one.error == pytest.approx(0.1)
-    assert one.takes_s == pytest.approx((0.009, 0.011))
-    assert one.disagreement == pytest.approx(2 / 9)
+    assert one.takes_s == pytest.approx((0.0095, 0.0105))
+    assert one.disagreement == pytest.approx(2 / 19)
 
 
 def test_statistics_by_hand() -> None:
@@ -150,8 +149,8 @@ def removals(*changes: tuple[float, float, float]) -> list[Network]:
 
 
 def test_signs_are_asked_of_large_effects_only() -> None:
-    found = effects(removals((-0.1, -0.2, -0.2), (-0.1, 0.05, 0.07), (0.1, -0.02, -0.02), (0.1, 0.2, -0.01)))
-    assert found.measured == pytest.approx([-0.2, 0.05, -0.02, -0.01])
+    found = effects(removals((-0.1, -0.2, -0.2), (-0.1, 0.05, 0.07), (0.1, -0.02, -0.02), (0.1, 0.03, -0.01)))
+    assert found.measured == pytest.approx([-0.2, 0.06, -0.02, 0.01])
     assert found.large.tolist() == [True, True, False, False]
     assert found.sign_right == pytest.approx(1 / 2)
     assert found.sign_repeats == pytest.approx(1.0)
@@ -247,30 +246,6 @@ def test_morphnets_latency_by_hand() -> None:
     assert accuracy.roofline_s(roofs, [wide, thin, unknown]) == pytest.approx(2e-3 + 40_800e-9)
 
 
-def case(name: str, parent: str = "", shrunk: dict[str, int] | None = None) -> Case:
-    return Case(name, lambda: (nn.Identity(), ()), parent, shrunk or {})
-
-
-def test_chunks_keep_families_whole_and_networks_of_like_times_together() -> None:
-    alone = [case(f"n{k}") for k in range(8)]
-    family = [case("p"), case("p: a", "p"), case("p: b", "p")]
-    times = {c.name: 1.0 for c in family} | {f"n{k}": float(8 - k) for k in range(8)}
-    found = accuracy.chunks([*alone, case("lost"), *family], times)
-    assert [[c.name for c in part] for part in found] == [
-        ["p", "p: a", "p: b"],
-        ["n7", "n6", "n5", "n4", "n3", "n2"],
-        ["n1", "n0"],
-    ]
-
-
-def test_passes_fill_a_turn_within_bounds() -> None:
-    # A turn of 50 ms: 200 ms to settle, then three timed runs; of 10 ms: ten runs to settle, then three.
-    assert accuracy.passes_for([0.05, 0.05], 1.05) == 3
-    assert accuracy.passes_for([0.01, 0.05], 1.0) == round(2.0 / (0.13 + 0.35))
-    assert accuracy.passes_for([0.001], 1.0) == accuracy.PASSES[1]
-    assert accuracy.passes_for([0.5], 1.0) == accuracy.PASSES[0]
-
-
 def test_a_journal_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     path, head = tmp_path / "j.jsonl", {"set": "zoo"}
     taken = Round("2026-01-03T00:00", 1.0, (1.0,), (1e-3,))
@@ -304,38 +279,55 @@ def small() -> nn.Sequential:
     )
 
 
-def test_removals_are_of_groups_that_can_shrink_and_leave_what_they_say() -> None:
-    parent = Case("small", lambda: (small(), (torch.rand(1, 3, 16, 16),)))
+@pytest.fixture
+def parent(monkeypatch: pytest.MonkeyPatch) -> Case:
+    written = {"small": zoo.ZooNetwork("small", small, lambda batch: (torch.rand(batch, 3, 64, 64),))}
+    monkeypatch.setattr(cases, "written_out", lambda: written)
+    return Case("small", Designed("small"))
+
+
+def test_removals_are_of_groups_that_can_shrink_and_leave_what_they_say(parent: Case) -> None:
     graph = lm.capture(*parent.make())
     width = {graph.groups[g].name: graph.groups[g].width for g in graph.prunable}
     random = np.random.default_rng(0)
-    single, whole = accuracy.one_group(graph, 12, random), accuracy.all_groups(graph, 6, random)
+    single, whole = cases.one_group(graph, 12, random), cases.all_groups(graph, 6, random)
     assert len(single) == 12
     assert len(whole) == 6
     assert all(len(w) == 1 and 1 <= left < width[g] for w in single for g, left in w.items())
     assert {g for w in single for g in w} == set(width)
     assert all(set(w) == set(width) and 1 <= left <= width[g] for w in whole for g, left in w.items())
     for widths in (single[0], whole[0]):
-        model, inputs = accuracy.shrunk(parent, graph, widths)
-        left = lm.capture(model, inputs)
+        made = cases.shrunk(parent, graph, widths)
+        assert made.parent == "small"
+        assert made.shrunk == {g: left for g, left in widths.items() if left < width[g]}
+        # As another process has it: from plain values.
+        left = lm.capture(*msgspec.convert(msgspec.to_builtins(made), Case).make())
         for group, wanted in widths.items():
             assert left.groups[left.group(group)].width == wanted
 
 
-def test_a_removal_is_predicted_by_the_change_of_the_parents_cost(simulated_profile: Profile) -> None:
-    parent = Case("small", lambda: (small(), (torch.rand(1, 3, 64, 64),)))
+def test_a_removal_is_predicted_by_the_change_of_the_parents_cost(
+    simulated_profile: Profile, parent: Case
+) -> None:
     graph = lm.capture(*parent.make())
     before = accuracy.whole(simulated_profile, graph, parent)
     name = graph.groups[graph.prunable[0]].name
     after = accuracy.removal(simulated_profile, graph, {name: 8}, before)
-    alone = accuracy.whole(
-        simulated_profile, None, Case("s", lambda: accuracy.shrunk(parent, graph, {name: 8}))
-    )
+    alone = accuracy.whole(simulated_profile, None, cases.shrunk(parent, graph, {name: 8}))
     assert after.flops == alone.flops
     assert after.roofline_s == pytest.approx(alone.roofline_s)
     # The same operators; the cost keeps the parent's places, which the model hears of as features.
     assert after.predicted_s == pytest.approx(alone.predicted_s, rel=0.1)
     assert after.predicted_s < before.predicted_s
+
+
+def test_a_set_is_the_same_for_another_process() -> None:
+    for name in ("zoo", "hard"):
+        for case in cases.cases_of(name, seed=3, limit=2).networks:
+            again = msgspec.json.decode(msgspec.json.encode(case), type=Case)
+            (one, inputs), (other, same) = case.make(), again.make()
+            assert all(torch.equal(a, b) for a, b in zip(inputs, same, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_run_is_written_and_predicted_anew(tmp_path: Path, profiles_folder: Path) -> None:
@@ -360,19 +352,27 @@ def test_a_run_is_written_and_predicted_anew(tmp_path: Path, profiles_folder: Pa
 
 
 def test_one_network_that_cannot_run_does_not_take_others_along(
-    monkeypatch: pytest.MonkeyPatch, simulated_profile: Profile
+    tmp_path: Path, profiles_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(networks: dict[str, object], profile: Profile, *, passes: int) -> dict[str, object]:
-        if "bad" in networks:
-            raise RuntimeError("no such operator\nsecond line")
-        return {name: Timing((1.0,), (1e-3,), 1.0) for name in networks}
+    def without_one(name: str, **settings: object) -> Cases:
+        good, bad = cases.cases_of("hard", limit=2).networks
+        gone = Drawn(msgspec.structs.replace(bad.source.network, family="no such family"))
+        return Cases([good, Case(bad.name, gone)])
 
-    monkeypatch.setattr(accuracy, "measure_together", measure)
-    failed: dict[str, str] = {}
-    part = [(c, c.make) for c in (case("a"), case("bad"), case("b"))]
-    found = accuracy._measure(part, simulated_profile, 1, failed)
-    assert [c.name for c, _ in found] == ["a", "b"]
-    assert failed == {"bad": "RuntimeError: no such operator"}
+    def predicted(plan: object, profile: Profile, failed: dict[str, str]) -> dict[str, accuracy.Forecast]:
+        names = [c.name for c in without_one("hard").networks]
+        return {name: accuracy.Forecast(1, 1.0, 1.0, (0.5, 2.0), (), name) for name in names}
+
+    monkeypatch.setattr(accuracy, "cases_of", without_one)
+    monkeypatch.setattr(accuracy, "forecasts", predicted)
+    accuracy.main(
+        ["--set", "hard", "--profile", "here", "-o", str(tmp_path / "a"), "--journals", str(tmp_path / "j")]
+    )
+    found = msgspec.json.decode((tmp_path / "a" / "here-hard.json").read_bytes(), type=Figures)
+    good, bad = (c.name for c in without_one("hard").networks)
+    assert [n.name for n in found.networks] == [good]
+    assert found.failed.keys() == {bad}
+    assert "KeyError" in found.failed[bad]
 
 
 def widths_of(model: nn.Module) -> list[int]:

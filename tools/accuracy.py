@@ -4,25 +4,24 @@ Usage: python -m tools.accuracy [--runtime eager] [--threads 1 2] [--set zoo|har
        [--seed 0] [--profile NAME] [--limit K] [--resume] [--predict] [-o docs/accuracy]
 
 For each number of threads and each set: takes the profile named, or this machine's newest, predicts every
-network, then measures all of them in four rounds. What is measured goes line by line into a journal in
-out/accuracy, so that an interrupted run goes on with ``--resume``; in the end raw samples and figures go
-into one JSON a profile and set, and ``docs/accuracy.md`` is written anew from all of those JSONs. With
-``--predict`` nothing is measured: the times in the JSONs stay, and the profile predicts anew.
+network, then measures all of them in eight rounds, each network and round in a process of its own. What is
+measured goes line by line into a journal in out/accuracy, so that an interrupted run goes on with
+``--resume``; in the end raw samples and figures go into one JSON a profile and set, and
+``docs/accuracy.md`` is written anew from all of those JSONs. With ``--predict`` nothing is measured: the
+times in the JSONs stay, and the profile predicts anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
-import functools
-import gc
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,8 +29,9 @@ import torch
 
 import latmorph as lm
 from latmorph import ops
+from latmorph.device.fresh import Caller, caller_of
+from latmorph.device.registry import backend_of
 from latmorph.device.roofs import Roofs
-from latmorph.device.timing import MOST_UNSETTLED, SETTLED_S, TIMED
 from latmorph.files import write_whole
 from latmorph.latency.profile import (
     Profile,
@@ -43,7 +43,6 @@ from latmorph.latency.profile import (
 )
 from latmorph.opspec import OpSpec
 from latmorph.report.exported import exported
-from latmorph.report.measured import measure_together
 from latmorph.report.tables import time_text
 from tools.accuracy_page import (
     TITLES,
@@ -56,48 +55,19 @@ from tools.accuracy_page import (
     repeatability,
     write_page,
 )
-from tools.hard_set import HardNetwork, hard_set
-from tools.zoo import ZooNetwork, picture, written_out, zoo
+from tools.cases import Case, Cases, cases_of, import_zoos, time_case
 
-ROUNDS = 4
-CHUNK = 6
-"""Networks that stand side by side, and in memory, at a time."""
+ROUNDS = 8
+"""Each in a process of its own: where a network's memory lies makes it a few percent faster or slower."""
 
-PASSES = (2, 5)
-"""A round has at least and at most so many passes, and in between as many as fill every network's turn."""
-
-HARD_COUNT = 64
-REMOVALS, PRUNED = 12, 3
-FOCUS_VARIANTS = 20
 FOCUS_BUDGET_S = 120.0
 
-REMOVAL_ZOO = (
-    *("torchvision resnet18", "torchvision mobilenet_v2", "torchvision squeezenet1_1"),
-    *("torchvision regnet_y_400mf", "timm mixer_s16_224"),
-)
-REMOVAL_HARD = ("basic", "bottleneck", "inverted", "separable", "branches")
-"""Parents of the removal set: of the zoo, and the first hard network of each of these families."""
-
-FOCUS_ON = ("ResNet-18", "MobileNetV2")
-
 
 @dataclass(frozen=True)
-class Case:
-    """A network of a set. A shrunk one names its parent and the widths of the groups that lost channels."""
+class Plan(Cases):
+    """The networks of a set, and who predicts them."""
 
-    name: str
-    make: Callable[[], tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
-    parent: str = ""
-    shrunk: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The networks of a set, the graphs of those that have shrunk ones, and who predicts them."""
-
-    cases: Sequence[Case]
-    graphs: Mapping[str, lm.Graph]
-    profiles: Mapping[str, Profile]
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
     """By a parent's name, the profile for its family where that is not the run's."""
 
 
@@ -127,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the hard set and the channels to remove")
     parser.add_argument("--profile", help="name or folder; by default this machine's newest")
     parser.add_argument("--limit", type=int, help="networks of a set (parents of shrunk ones), for a trial")
-    parser.add_argument("--turn", type=float, default=0.5, help="seconds of a network in a round, about")
-    parser.add_argument("--passes", type=int, help="passes a round, whatever time they take")
+    parser.add_argument("--passes", type=int, default=1, help="turns of a network in a round")
     parser.add_argument("--focus-budget", type=float, default=FOCUS_BUDGET_S, help="seconds")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--predict", action="store_true", help="measure nothing, predict anew")
@@ -200,115 +169,11 @@ def find_profile(name: str | None, device: str, runtime: str, threads: int) -> P
     return lm.load_profile(max(here)[1])
 
 
-# The sets.
-
-
 def plan_of(args: argparse.Namespace, profile: Profile, name: str) -> Plan:
-    """The networks of a set."""
-    device, limit = profile.fingerprint.device, args.limit
-    if name == "zoo":
-        return Plan([zoo_case(z, args.batch, device) for z in list(zoo().values())[:limit]], {}, {})
-    if name == "hard":
-        drawn = hard_set(args.seed, HARD_COUNT if limit is None else limit)
-        return Plan([hard_case(h, device) for h in drawn], {}, {})
-    if name == "removal":
-        known = zoo()
-        parents = [zoo_case(known[z], 1, device) for z in REMOVAL_ZOO if z in known]
-        parents = parents or [zoo_case(written_out()[z], 1, device) for z in FOCUS_ON]
-        drawn = hard_set(args.seed, 20)
-        parents += [
-            hard_case(next(h for h in drawn if h.family == family), device) for family in REMOVAL_HARD
-        ]
-        counts = (REMOVALS, PRUNED) if limit is None else (limit, 1)
-        return _families(parents[:limit], counts, args.seed)
-    parents = [zoo_case(written_out()[z], 1, device) for z in FOCUS_ON][:limit]
-    plan = _families(parents, (0, FOCUS_VARIANTS if limit is None else limit), args.seed)
-    return Plan(plan.cases, plan.graphs, {p.name: _focused(args, profile, p) for p in parents})
-
-
-def zoo_case(z: ZooNetwork, batch: int, device: str) -> Case:
-    """A network of a zoo."""
-    return Case(z.name, lambda: (z.make().to(device), tuple(x.to(device) for x in z.inputs(batch))))
-
-
-def hard_case(h: HardNetwork, device: str) -> Case:
-    """A network of the hard set."""
-
-    def make() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
-        return h.make().to(device), (picture(h.shape).to(device),)
-
-    return Case(f"hard {h.name}", make)
-
-
-def _families(parents: Iterable[Case], counts: tuple[int, int], seed: int) -> Plan:
-    """Every parent, then so many of it with one group shrunk and so many with all groups shrunk."""
-    cases, graphs = [], {}
-    for k, parent in enumerate(parents):
-        print(f"{parent.name}: drawing what to remove", flush=True)
-        graph = lm.capture(*parent.make())
-        random = np.random.default_rng((seed, k, 2))
-        drawn = [*one_group(graph, counts[0], random), *all_groups(graph, counts[1], random)]
-        cases.append(parent)
-        for number, widths in enumerate(drawn):
-            single = ", ".join(f"{g} to {w}" for g, w in widths.items())
-            name = f"{parent.name}: {single if len(widths) == 1 else f'pruned {number}'}"
-            make = functools.partial(shrunk, parent, graph, widths)
-            cases.append(Case(name, make, parent.name, widths))
-        graphs[parent.name] = graph
-    return Plan(cases, graphs, {})
-
-
-def shrunk(
-    parent: Case, graph: lm.Graph, widths: Mapping[str, int]
-) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
-    """The parent with the first channels of some groups kept: which ones are kept, no clock can tell."""
-    model, inputs = parent.make()
-    structure = lm.Structure.keep(graph, {group: range(width) for group, width in widths.items()})
-    return lm.shrink(model, structure), inputs
-
-
-def one_group(graph: lm.Graph, count: int, random: np.random.Generator) -> list[dict[str, int]]:
-    """Removals from one group each, drawn by the FLOPs that hang on it.
-
-    Half leave any width, a quarter take one to four channels, a quarter leave one off a block's edge.
-    """
-    groups = [g for g in graph.prunable if graph.groups[g].width > 1]
-    if not groups:
-        return []
-    tried = np.repeat(graph.widths[None], len(groups), axis=0)
-    for row, g in enumerate(groups):
-        tried[row, g] = max(1, tried[row, g] // 2)
-    saved = np.maximum(-lm.FlopCost().change(graph, graph.widths, tried), 1.0)
-    drawn: list[dict[str, int]] = []
-    for _ in range(20 * count):
-        if len(drawn) == count:
-            break
-        group = graph.groups[int(random.choice(groups, p=saved / saved.sum()))]
-        draw = random.random()
-        width = int(random.integers(1, group.width))
-        if draw < 0.25:
-            width = group.width - int(random.integers(1, 5))
-        elif draw < 0.5:
-            block = int(random.choice((8, 16, 32)))
-            width = block * round(width / block) + int(random.choice((-1, 1)))
-        found = {group.name: min(max(width, 1), group.width - 1)}
-        if found not in drawn:
-            drawn.append(found)
-    return drawn
-
-
-def all_groups(graph: lm.Graph, count: int, random: np.random.Generator) -> list[dict[str, int]]:
-    """Whole networks shrunk: one factor for all groups, each off it by its own, half of the widths odd."""
-    drawn = []
-    for _ in range(count):
-        factor = random.uniform(0.25, 0.95)
-        widths = {}
-        for g in graph.prunable:
-            own = graph.groups[g].width * factor * np.exp(random.normal(0.0, 0.3))
-            width = 2 * int(own / 2) + 1 if random.random() < 0.5 else 2 * round(own / 2)
-            widths[graph.groups[g].name] = int(min(max(width, 1), graph.groups[g].width))
-        drawn.append(widths)
-    return drawn
+    """The networks of a set, and the profiles focused on them."""
+    cases = cases_of(name, seed=args.seed, batch=args.batch, limit=args.limit)
+    parents = [c for c in cases.networks if not c.parent] if name == "focus" else []
+    return Plan(cases.networks, cases.graphs, {p.name: _focused(args, profile, p) for p in parents})
 
 
 def _focused(args: argparse.Namespace, profile: Profile, parent: Case) -> Profile:
@@ -331,7 +196,7 @@ def _profile_of(plan: Plan, case: Case, profile: Profile) -> Profile:
 def forecasts(plan: Plan, profile: Profile, failed: dict[str, str]) -> dict[str, Forecast]:
     """Every network predicted; in ``failed`` goes why one could not be."""
     made: dict[str, Forecast] = {}
-    for k, case in enumerate(plan.cases):
+    for k, case in enumerate(plan.networks):
         own = _profile_of(plan, case, profile)
         try:
             with warnings.catch_warnings():
@@ -342,8 +207,8 @@ def forecasts(plan: Plan, profile: Profile, failed: dict[str, str]) -> dict[str,
                     made[case.name] = whole(own, plan.graphs.get(case.name), case)
         except Exception as error:  # one network must not end the run; the page names it
             failed[case.name] = _reason(error)
-        if (k + 1) % 10 == 0 or k + 1 == len(plan.cases):
-            print(f"predicted {k + 1} of {len(plan.cases)}", flush=True)
+        if (k + 1) % 10 == 0 or k + 1 == len(plan.networks):
+            print(f"predicted {k + 1} of {len(plan.networks)}", flush=True)
     return made
 
 
@@ -397,29 +262,6 @@ def roofline_s(roofs: Roofs, specs: Iterable[OpSpec]) -> float:
 
 
 # Measurements.
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """What is measured of a case: a module in eager, for ONNX Runtime a file that torch's exporter wrote.
-
-    Files stay in ``folder`` by the network's digest, since exporting takes longer than measuring: without
-    them every round of every run would wait for it.
-    """
-
-    runtime: str
-    folder: Path
-
-    def __call__(self, case: Case, digest: str) -> tuple[torch.nn.Module | Path, tuple[torch.Tensor, ...]]:
-        """The case, ready for :func:`latmorph.report.measured.measure_together`."""
-        path = self.folder / f"{digest_of(digest, torch.__version__)}.onnx"
-        if self.runtime == "onnxruntime" and path.exists():
-            return path, ()
-        model, inputs = case.make()
-        if self.runtime != "onnxruntime":
-            return model, inputs
-        write_whole(path, exported(model, inputs).read_bytes())
-        return path, ()
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -478,18 +320,49 @@ def run(args: argparse.Namespace, profile: Profile, name: str) -> Figures:
         "profile": profile.name,
         "reference_s": profile.header.reference_s,
     }
-    journal = Journal(journal_path(args, profile, name), head, args.resume)
-    try:
+    files = _files(args, profile, plan, predicted, failed)
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(
+            contextlib.closing(Journal(journal_path(args, profile, name), head, args.resume))
+        )
+        backend = stack.enter_context(backend_of(profile.fingerprint))
+        call = stack.enter_context(caller_of(backend, import_zoos))
         for number in range(ROUNDS):
-            _measure_round(args, profile, plan, predicted, journal, number, failed)
-    finally:
-        journal.close()
+            _measure_round(args, profile, plan, predicted, files, call, journal, number, failed)
     rounds = {
         case.name: tuple(journal.taken[case.name, number] for number in range(ROUNDS))
-        for case in plan.cases
+        for case in plan.networks
         if all((case.name, number) in journal.taken for number in range(ROUNDS))
     }
     return figures_of(args, profile, name, plan, predicted, rounds, load[:2], failed)
+
+
+def _files(
+    args: argparse.Namespace,
+    profile: Profile,
+    plan: Plan,
+    predicted: Mapping[str, Forecast],
+    failed: dict[str, str],
+) -> dict[str, str]:
+    """For ONNX Runtime, by name, the file that torch's exporter wrote of each network that is predicted.
+
+    Files stay beside the journals by the network's digest, since exporting takes longer than measuring.
+    """
+    files: dict[str, str] = {}
+    if profile.fingerprint.runtime != "onnxruntime":
+        return files
+    for case in plan.networks:
+        if case.name in predicted:
+            digest = digest_of(predicted[case.name].digest, torch.__version__)
+            path = args.journals / "onnx" / f"{digest}.onnx"
+            try:
+                if not path.exists():
+                    model, inputs = case.make()
+                    write_whole(path, exported(model, inputs).read_bytes())  # for as long as the model lives
+                files[case.name] = str(path)
+            except Exception as error:  # one network must not end the run; the page names it
+                failed[case.name] = _reason(error)
+    return files
 
 
 def _measure_round(
@@ -497,79 +370,37 @@ def _measure_round(
     profile: Profile,
     plan: Plan,
     predicted: Mapping[str, Forecast],
+    files: Mapping[str, str],
+    call: Caller,
     journal: Journal,
     number: int,
     failed: dict[str, str],
 ) -> None:
-    """Measure what the journal lacks of a round, chunk by chunk in random order."""
-    parts = chunks(plan.cases, {name: f.predicted_s for name, f in predicted.items()})
-    order = np.random.default_rng((args.seed, number)).permutation(len(parts))
-    runnable = Runnable(profile.fingerprint.runtime, args.journals / "onnx")
-    done = 0
-    for place_ in order:
-        part = [c for c in parts[place_] if (c.name, number) not in journal.taken]
-        passes = args.passes or passes_for([predicted[c.name].predicted_s for c in part], args.turn)
+    """Measure what the journal lacks of a round, one network after another, in random order."""
+    left = [c for c in plan.networks if c.name in predicted and (c.name, number) not in journal.taken]
+    for k in np.random.default_rng((args.seed, number)).permutation(len(left)):
+        case = left[k]
+        if case.name in failed:
+            continue
         # Times are in units of the reference of the profile that predicts them.
-        own = _profile_of(plan, parts[place_][0], profile)
-        made = [(c, functools.partial(runnable, c, predicted[c.name].digest)) for c in part]
-        for case, round_ in _measure(made, own, passes, failed):
-            journal.add(case.name, number, round_)
-            error = predicted[case.name].predicted_s / round_.time_s - 1
-            print(f"  {case.name}: {time_text(round_.time_s)}, predicted {100 * error:+.1f} %", flush=True)
-        done += len(parts[place_])
-        print(f"round {number + 1} of {ROUNDS}: {done} of {len(predicted)} measured", flush=True)
-
-
-def _measure(
-    part: Sequence[tuple[Case, Callable[[], Any]]], profile: Profile, passes: int, failed: dict[str, str]
-) -> list[tuple[Case, Round]]:
-    """Measure networks side by side; where that fails, each on its own, to find the one that cannot run."""
-    part = [(c, make) for c, make in part if c.name not in failed]
-    if not part:
-        return []
-    try:
-        timings = measure_together({c.name: make() for c, make in part}, profile, passes=passes)
-    except Exception as error:
-        if len(part) == 1:
-            failed[part[0][0].name] = _reason(error)
-            return []
-        return [found for one in part for found in _measure([one], profile, passes, failed)]
-    finally:
-        gc.collect()
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-    return [
-        (
-            c,
-            Round(
-                now,
-                timings[c.name].time_s,
-                tuple(round(t, 9) for t in timings[c.name].samples_s),
-                tuple(round(t, 9) for t in timings[c.name].references_s),
-            ),
-        )
-        for c, _ in part
-    ]
-
-
-def chunks(cases: Sequence[Case], times: Mapping[str, float]) -> list[list[Case]]:
-    """The networks that are measured side by side: a family at a time, or some that take about as long.
-
-    Networks without a predicted time are left out.
-    """
-    known = [c for c in cases if c.name in times]
-    families = {c.parent for c in known if c.parent}
-    found = [[c for c in known if parent in (c.name, c.parent)] for parent in sorted(families)]
-    alone = sorted((c for c in known if not c.parent and c.name not in families), key=lambda c: times[c.name])
-    return found + [alone[k : k + CHUNK] for k in range(0, len(alone), CHUNK)]
-
-
-def passes_for(times: Sequence[float], turn_s: float) -> int:
-    """Passes over networks of these times, in seconds, that take ``turn_s`` of each, within bounds."""
-    least, most = PASSES
-    if not times:
-        return least
-    turns_s = sum(min(MOST_UNSETTLED * t, max(t, SETTLED_S)) + TIMED * t for t in times)
-    return int(min(max(round(turn_s * len(times) / turns_s), least), most))
+        own = _profile_of(plan, case, profile)
+        try:
+            time_s, samples_s, references_s = call(
+                time_case,
+                case=msgspec.to_builtins(case),
+                onnx=files.get(case.name),
+                passes=args.passes,
+                reference_s=None if own.mismatch else own.header.reference_s,
+            )
+        except Exception as error:
+            failed[case.name] = _reason(error)
+            continue
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+        rounded = (tuple(round(t, 9) for t in times) for times in (samples_s, references_s))
+        journal.add(case.name, number, Round(now, time_s, *rounded))
+        error = predicted[case.name].predicted_s / time_s - 1
+        print(f"  {case.name}: {time_text(time_s)}, predicted {100 * error:+.1f} %", flush=True)
+    print(f"round {number + 1} of {ROUNDS}: {len(left)} networks measured", flush=True)
 
 
 def _reason(error: Exception) -> str:
@@ -619,7 +450,7 @@ def figures_of(
                 c.parent,
                 dict(c.shrunk),
             )
-            for c in plan.cases
+            for c in plan.networks
             if c.name in rounds and c.name in predicted
         ),
         dict(failed),
@@ -654,7 +485,7 @@ def predict_anew(args: argparse.Namespace, profile: Profile, name: str) -> Figur
         rounds = {name: tuple(r.on(calm) for r in taken) for name, taken in rounds.items()}
     plan = plan_of(args, profile, name)
     widths = {n.name: n.shrunk for n in old.networks}
-    same = [c for c in plan.cases if widths.get(c.name) == c.shrunk]
+    same = [c for c in plan.networks if widths.get(c.name) == c.shrunk]
     kept = Plan(same, plan.graphs, plan.profiles)
     gone = widths.keys() - {c.name for c in same}
     failed = dict.fromkeys(sorted(gone), "drawn otherwise now: measure anew")

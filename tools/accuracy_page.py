@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from latmorph.device.timing import calm_s, in_calm_s
+from latmorph.device.timing import in_calm_s
 from latmorph.files import write_whole
 from latmorph.report.tables import time_text
 
@@ -72,12 +72,12 @@ class Network(msgspec.Struct, frozen=True):
     def takes_s(self) -> tuple[float, float]:
         """What one half of the rounds measures, and the other, minutes later."""
         half = len(self.rounds) // 2
-        return calm_s(self.rounds_s[:half]), calm_s(self.rounds_s[half:])
+        return float(np.median(self.rounds_s[:half])), float(np.median(self.rounds_s[half:]))
 
     @property
     def measured_s(self) -> float:
-        """The calm time behind all rounds."""
-        return calm_s(self.rounds_s)
+        """The median of all rounds: a process finds memory that is better or worse than most find."""
+        return float(np.median(self.rounds_s))
 
     @property
     def error(self) -> float:
@@ -575,18 +575,16 @@ in five of the networks built of depthwise convolutions, drawn by a seed with co
 all. *focus*: a profile with two minutes of measurements of one network added, on that network and 20 shrunk
 variants of it. No network of zoo, hard or removal is used in fitting a profile.
 
-**Measuring.** Networks stand side by side, six at a time (a parent with all its shrunk ones): in every
-pass each runs until it has settled, then three times timed, in random order, with a fixed reference
+**Measuring.** Eight rounds over everything, in random order; in each, every network has a process of its
+own, forked from one that has imported the zoos and run nothing (`latmorph/device/fresh.py`), as it has in
+profiles. There it is built, runs until it has settled, then three times timed, with a fixed reference
 operator before and after each. A round's time is the mean of the calmer half of its samples, taken to the
-calm machine by how much the reference was slower than on it (`latmorph/device/timing.py`). There are several
-rounds over everything, four unless a section says otherwise, in each of which every network is built anew;
-"measured" is the mean of the smaller half of a network's rounds, since neighbours only ever add.
+calm machine by how much the reference was slower than on it (`latmorph/device/timing.py`); "measured" is the
+median of a network's rounds.
 **Repeatability** is the second take, made of the later half of the rounds in the same way, against the
 first, made of the earlier: the same networks, the same method, minutes apart. Pictures are noise with the
 spectrum of a photograph: how long max-pooling takes depends on what it reads. On Linux, the allocator keeps
 freed memory (`keep_freed_memory` in `latmorph/device/backend.py`), in profiles and here.
-A profile visits each network in a process of its own (`latmorph/device/fresh.py`); here six share one, in
-which those with large activations take up to a quarter longer.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /

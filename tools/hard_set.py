@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -294,14 +294,20 @@ FAMILIES: dict[str, tuple[Callable[[Draw, Taste, int, int, int], Block], float]]
 DEPTHWISE = ("inverted", "separable", "modern")
 
 
-@dataclass(frozen=True)
-class HardNetwork:
-    """A drawn network: its name, family, image's shape, and how to make it, the same every time."""
+class HardNetwork(msgspec.Struct, frozen=True):
+    """A drawn network: its name, family, image's shape, and of what it is made, the same every time."""
 
     name: str
     family: str
     shape: tuple[int, int, int, int]
-    make: Callable[[], nn.Module]
+    key: tuple[int, int, int]
+    scale: float
+
+    def make(self) -> nn.Module:
+        """The network in eval mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.key[0] + 1_000 * self.key[1] + self.key[2])
+            return _drawn(self.key, self.family, self.scale)[0].eval()
 
 
 def hard_set(seed: int, count: int) -> tuple[HardNetwork, ...]:
@@ -330,14 +336,8 @@ def hard_network(seed: int, index: int) -> HardNetwork:
             continue
         if sum(p.numel() for p in model.parameters()) <= MOST_PARAMETERS:
             name = f"{index:02d} {family} {size}"
-            return HardNetwork(name, family, (1, 3, size, size), partial(_seeded, key, family, scale))
+            return HardNetwork(name, family, (1, 3, size, size), key, scale)
     raise AssertionError
-
-
-def _seeded(key: tuple[int, int, int], family: str, scale: float) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key[0] + 1_000 * key[1] + key[2])
-        return _drawn(key, family, scale)[0].eval()
 
 
 def _family(seed: int, index: int) -> str:

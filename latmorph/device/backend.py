@@ -74,7 +74,7 @@ class Backend(ABC):
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         """Make a network ready to run: weights of its own, an input, nothing shared with another.
 
-        Before each pass ``scratch_bytes`` of other memory are written, as the rest of a larger network
+        Before each pass ``scratch_bytes`` of other memory are read, as the rest of a larger network
         would do: sampled networks are small, and their weights would otherwise never leave the cache.
         """
 

@@ -11,21 +11,25 @@ def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
     return net.activation(net.batch_norm(x), act)
 
 
+ACTIVATIONS = ("relu", "relu", "relu", "relu", "silu", "gelu", "leaky_relu", "hardswish")
+
+
 def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ResNet, ResNeXt, RegNet: basic and bottleneck blocks, sometimes with the stem before them."""
     bottleneck = draw.chance(0.5)
     widest = 2048 if bottleneck else 640
+    act = draw.name(ACTIVATIONS)
     if draw.chance(0.25):
         batch, size = 1, draw.image((224, 160, 128))
         if draw.chance(0.2):
             batch, size = (8, 64) if draw.reach < 16 else (32, 224)
         net = NetworkBuilder((batch, 3, size, size), dtype)
-        x = norm_act(net, net.conv(-1, draw.width(16, 96), draw.one((7, 7, 3)), 2), "relu")
+        x = norm_act(net, net.conv(-1, draw.width(16, 96), draw.one((7, 7, 3)), 2), act)
         x = net.pool(x, "max_pool2d", 3, 2, 1)
     else:
         batch, size, width = draw.stage()
         net = NetworkBuilder((batch, min(width, widest), size, size), dtype)
-        x = net.activation(-1, "relu", inplace=False)
+        x = net.activation(-1, act, inplace=False)
     grouped = bottleneck and draw.chance(0.4)
     fixed_groups = draw.chance(0.4)
     group = draw.one((4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
@@ -46,15 +50,15 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             elif grouped:  # RegNet fixes the width of a group instead of their number
                 groups = max(1, round(inner / group))
                 inner = groups * group
-            y = norm_act(net, net.conv(y, inner, 1), "relu")
-            y = norm_act(net, net.conv(y, inner, 3, stride, groups), "relu")
+            y = norm_act(net, net.conv(y, inner, 1), act)
+            y = norm_act(net, net.conv(y, inner, 3, stride, groups), act)
             y = net.batch_norm(net.conv(y, out, 1))
         else:
-            y = norm_act(net, net.conv(y, draw.width(max(8, out // 2), out + 8), 3, stride), "relu")
+            y = norm_act(net, net.conv(y, draw.width(max(8, out // 2), out + 8), 3, stride), act)
             y = net.batch_norm(net.conv(y, out, 3))
         if changes or stride > 1:
             x = net.batch_norm(net.conv(x, out, 1, stride))
-        x = net.activation(net.binary("add", y, x, inplace=True), "relu")
+        x = net.activation(net.binary("add", y, x, inplace=True), act)
     return head(net, draw, x)
 
 
@@ -107,31 +111,33 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """VGG, AlexNet: plain wide convolutions with bias, large resolutions, large linear layers."""
     limit *= 4
+    act = draw.name(ACTIVATIONS)
     if draw.chance(0.35):
         net = NetworkBuilder((1, 3, *[draw.image((224, 224, 160, 112, 64))] * 2), dtype)
         x = -1
         width = draw.width(24, 72)
     else:
         size = draw.side((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16))
-        width = draw.width(16, up_to(size, ((48, 544), (70, 288), (130, 144), (224, 72))))
+        width = draw.width(16, up_to(size, ((9, 1280), (48, 544), (70, 288), (130, 144), (224, 72))))
         batch = draw.one((1, 1, 1, 1, 4)) if size <= 32 else 1
         net = NetworkBuilder((batch, width, size, size), dtype)
-        x = net.activation(-1, "relu", inplace=False)
+        x = net.activation(-1, act, inplace=False)
     normed, bias = draw.chance(0.2), draw.chance(0.85)
     for layer in range(6):
         if layer and net.flops > limit:
             break
-        x = net.conv(x, width, draw.one((3, 3, 3, 3, 5)) if net.shape(x)[1] < 128 else 3, bias=bias)
-        x = net.activation(net.batch_norm(x) if normed else x, "relu")
+        stride = 2 if net.shape(x)[2] >= 4 and draw.chance(0.15) else 1
+        x = net.conv(x, width, draw.one((3, 3, 3, 3, 5)) if net.shape(x)[1] < 128 else 3, stride, bias=bias)
+        x = net.activation(net.batch_norm(x) if normed else x, act)
         if draw.chance(0.35) and net.shape(x)[2] >= 4:
             x = net.pool(x, "max_pool2d", 2, 2)
-            width = min(544, draw.width(width, 2 * width + 8))
+            width = draw.width(width, min(2 * width + 8, max(width, 1280 if net.shape(x)[2] < 9 else 544)))
     if draw.chance(0.4):
         hidden = draw.width(256, 4352)
         x = net.flatten(net.global_pool(x, draw.one((1, 2, 4, 7))))
-        x = net.activation(net.linear(x, hidden), "relu")
+        x = net.activation(net.linear(x, hidden), act)
         x = net.layout(x, "dropout", net.shape(x), p=0.5, train=False)
-        x = net.activation(net.linear(x, draw.width(256, 4352)), "relu")
+        x = net.activation(net.linear(x, draw.width(256, 4352)), act)
         net.linear(x, draw.one((10, 1000)))
     return net
 
@@ -176,18 +182,30 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ConvNeXt: large depthwise kernels, channels last for norm and MLP, a learned scale."""
-    batch, size, width = draw.stage()
-    net = NetworkBuilder((batch, width, size, size), dtype)
-    x = net.activation(-1, "relu", inplace=False)
+    if draw.chance(0.3):
+        net = NetworkBuilder((1, 3, *[draw.image((224, 128, 96))] * 2), dtype)
+        x = net.conv(-1, draw.width(24, 128), 4, 4, bias=True, padding=0)
+        x = net.permute(net.layer_norm(net.permute(x, (0, 2, 3, 1))), (0, 3, 1, 2))
+    else:
+        batch, size, width = draw.stage()
+        net = NetworkBuilder((batch, width, size, size), dtype)
+        x = net.activation(-1, "relu", inplace=False)
     for block in range(4):
         if block and net.flops > limit:
             break
+        width = net.shape(x)[1]
+        if net.shape(x)[2] >= 4 and draw.chance(0.3):
+            width = draw.width(width, min(2 * width + 8, max(width, 1024)))
+            y = net.permute(net.layer_norm(net.permute(x, (0, 2, 3, 1))), (0, 3, 1, 2))
+            x = net.conv(y, width, 2, 2, bias=True, padding=0)
         y = net.conv(x, width, 7, 1, width, bias=True)
         y = net.layer_norm(net.permute(y, (0, 2, 3, 1)))
         y = net.activation(net.linear(y, draw.width(2 * width, 4 * width + 8)), "gelu")
-        y = net.parameter_binary("mul", net.linear(y, width), (width,))
+        y = net.linear(y, width)
+        if draw.chance(0.5):
+            y = net.parameter_binary("mul", y, (width,))
         x = net.binary("add", net.permute(y, (0, 3, 1, 2)), x)
-    return net
+    return head(net, draw, x)
 
 
 def any_norm(net: NetworkBuilder, x: int, kind: str) -> int:

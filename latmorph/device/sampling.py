@@ -7,6 +7,7 @@ neighbouring operators leave them, weights that were last read a pass ago, and f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ FAMILIES: tuple[tuple[Callable[[Draw, float, str], NetworkBuilder], float], ...]
     (images.plain, 0.18),
     (images.branches, 0.17),
     (sequences.transformer, 0.12),
-    (images.pointwise, 0.05),
+    (images.pointwise, 0.08),
     (images.decoder, 0.08),
     (images.light, 0.05),
     (images.video, 0.03),
@@ -47,7 +48,14 @@ def sample_network(
     draw = Draw(seed, max(1.0, largest_flops / SLOW_FLOPS))
     weights = np.array([weight for _, weight in FAMILIES])
     family = FAMILIES[int(draw.random.choice(len(FAMILIES), p=weights / weights.sum()))][0]
-    return tuple(family(draw, draw.log_uniform(largest_flops / 30, largest_flops), dtype).steps)
+    steps = family(draw, draw.log_uniform(largest_flops / 30, largest_flops), dtype).steps
+    return tuple(map(_out_of_place, steps) if draw.chance(0.5) else steps)
+
+
+def _out_of_place(step: Step) -> Step:
+    """The step as those write it who overwrite nothing: it takes new memory, and up to twice as long."""
+    attrs = tuple((name, value) for name, value in step.spec.attrs if name != "inplace")
+    return replace(step, spec=replace(step.spec, attrs=attrs))
 
 
 def width_sweep(

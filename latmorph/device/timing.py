@@ -51,7 +51,7 @@ class StopRule:
 class Visit:
     """Raw times of one network in one visit, in seconds.
 
-    ``footprint_bytes`` is the memory that a pass touches, other memory written before it included.
+    ``footprint_bytes`` is the memory that a pass touches, other memory read before it included.
     ``times_s[position][pass]`` is of one operator where it stands in the network, ``whole_s`` of whole
     passes with no clock inside, ``references_s`` of the reference operator beside them, ``traffic_s`` of
     the block before and after it all.
@@ -193,7 +193,7 @@ class Schedule(Protocol):
         ...
 
     def scratch_bytes(self, network: int) -> int:
-        """Memory to write before each of its passes."""
+        """Memory to read before each of its passes."""
         ...
 
 
@@ -241,7 +241,7 @@ class Plan:
         return sample_network(seed, largest_flops=self.largest_flops, dtype=self.dtype)
 
     def scratch_bytes(self, network: int) -> int:
-        """Memory to write before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB.
+        """Memory to read before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB.
 
         A network of ``focus`` is a whole one, and finds the caches as its own last pass left them.
         """
@@ -321,7 +321,7 @@ def _parse(line: str) -> Any:
 
 
 Visitor = Callable[[int, int, Sequence[Step], int, StopRule], Visit]
-"""Visits a network: its number and the visit's, its steps, memory to write before each pass, when to stop."""
+"""Visits a network: its number and the visit's, its steps, memory to read before each pass, when to stop."""
 
 
 def collect(

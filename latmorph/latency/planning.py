@@ -47,7 +47,7 @@ class AdaptivePlan:
         return self.plan.steps(network)
 
     def scratch_bytes(self, network: int) -> int:
-        """Memory to write before each pass."""
+        """Memory to read before each pass."""
         return self.plan.scratch_bytes(network)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -58,15 +58,18 @@ def measure_together(
         for model in modules:
             model.eval()
         with backend_of(profile.fingerprint) as backend:
-            calls = {name: _call(backend, model, tuple(given)) for name, (model, given) in networks.items()}
+            calls = {name: call_of(backend, model, tuple(given)) for name, (model, given) in networks.items()}
             return time_calls(backend, calls, passes=passes, reference_s=reference)
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _call(backend: Backend, model: Model, inputs: tuple[Any, ...]) -> Callable[[], object]:
-    """What runs the network once, as a user of the runtime would."""
+def call_of(backend: Backend, model: Model, inputs: tuple[Any, ...]) -> Callable[[], object]:
+    """What runs a network once on the backend, as a user of the runtime would.
+
+    Raises UsageError for a file where the runtime takes none.
+    """
     if isinstance(model, Graph) and model.onnx is None:
         return backend.load(model.steps_at(model.widths)).time_whole
     if backend.fingerprint().runtime == "onnxruntime":

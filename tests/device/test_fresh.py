@@ -13,9 +13,10 @@ import pytest
 from latmorph.device.backend import Backend
 from latmorph.device.eager import CpuEager
 from latmorph.device.fresh import FreshProcesses, visitor_of
+from latmorph.device.registry import backend_of
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
-from latmorph.device.timing import StopRule, Visit
+from latmorph.device.timing import StopRule, Visit, Visitor
 from latmorph.errors import DeviceError
 from latmorph.opspec import OpSpec, Step, footprint_bytes
 
@@ -32,58 +33,114 @@ def network(width: int = 8) -> tuple[Step, ...]:
 
 
 @pytest.fixture(scope="module", params=["eager", "onnxruntime"])
-def processes(request: pytest.FixtureRequest) -> Iterator[FreshProcesses]:
+def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "eager":
-        backend: Backend = CpuEager()
-    else:
-        pytest.importorskip("onnxruntime")
-        from latmorph.device.onnxruntime import OnnxRuntime
+        return CpuEager()
+    pytest.importorskip("onnxruntime")
+    from latmorph.device.onnxruntime import OnnxRuntime
 
-        backend = OnnxRuntime()
-    with FreshProcesses(backend.fingerprint()) as found:
+    return OnnxRuntime()
+
+
+@pytest.fixture(scope="module")
+def visitor(backend: Backend) -> Iterator[Visitor]:
+    with visitor_of(backend) as found:
         yield found
 
 
-def test_a_visit_elsewhere_holds_what_one_here_would(processes: FreshProcesses) -> None:
+def test_a_visit_elsewhere_holds_what_one_here_would(backend: Backend, visitor: Visitor) -> None:
     steps = network()
-    visit = processes(7, 2, steps, 3 << 20, RULE)
+    visit = visitor(7, 2, steps, 3 << 20, RULE)
     assert (visit.network, visit.visit) == (7, 2)
     assert visit.footprint_bytes == footprint_bytes(visit.specs) + (3 << 20)
     assert {len(times) for times in visit.times_s} == {3}
     assert len(visit.times_s) == len(visit.specs)
     assert (len(visit.whole_s), len(visit.references_s)) == (4, 1 + 3 + 4)
     assert all(t > 0 for times in visit.times_s for t in times)
-    if processes.fingerprint.runtime == "eager":
+    if backend.fingerprint().runtime == "eager":
         assert [s.kind for s in visit.specs] == [s.spec.kind for s in steps]
 
 
-def test_one_network_after_another_is_visited(processes: FreshProcesses) -> None:
+def test_one_network_after_another_is_visited(visitor: Visitor) -> None:
     widths = [4, 12, 5]
-    visits = [processes(k, 0, network(w), 0, RULE) for k, w in enumerate(widths)]
+    visits = [visitor(k, 0, network(w), 0, RULE) for k, w in enumerate(widths)]
     assert [v.network for v in visits] == [0, 1, 2]
     for width, visit in zip(widths, visits, strict=True):  # a runtime may pad to blocks of 16 channels
         written = {t.shape[1] for s in visit.specs for t in s.outputs if len(t.shape) == 4}
         assert written & {width, -(-width // 16) * 16}
 
 
-def test_an_error_there_is_told_here_and_others_go_on(processes: FreshProcesses) -> None:
+def test_an_error_there_is_told_here_and_others_go_on(visitor: Visitor) -> None:
     broken = [replace(s, spec=OpSpec("unknown:aten.fft", s.spec.inputs, s.spec.outputs)) for s in network()]
     with pytest.raises(DeviceError, match="fft"):
-        processes(0, 0, broken, 0, RULE)
-    assert processes(1, 0, network(), 0, RULE).network == 1
+        visitor(0, 0, broken, 0, RULE)
+    assert visitor(1, 0, network(), 0, RULE).network == 1
 
 
-def test_two_threads_run_there(processes: FreshProcesses) -> None:
+def test_two_threads_run_there(backend: Backend) -> None:
     # A pool of threads does not outlive a fork: what is forked must never have run on two.
-    with FreshProcesses(msgspec.structs.replace(processes.fingerprint, threads=2)) as two:
-        assert len(two(0, 0, network(64), 0, RULE).whole_s) == 4
+    fingerprint = msgspec.structs.replace(backend.fingerprint(), threads=2)
+    with visitor_of(backend_of(fingerprint)) as visitor:
+        assert len(visitor(0, 0, network(64), 0, RULE).whole_s) == 4
+
+
+def process(backend: Backend, **arguments: object) -> tuple[int, int, dict[str, object]]:
+    return os.getpid(), os.getppid(), arguments
+
+
+def die(backend: Backend) -> None:
+    os._exit(3)
+
+
+def remember() -> None:
+    os.environ["LATMORPH_TEST_REMEMBERED"] = "yes"
+
+
+def remembered(backend: Backend) -> str | None:
+    return os.environ.get("LATMORPH_TEST_REMEMBERED")
+
+
+def no_luck() -> None:
+    raise ValueError("no luck")
+
+
+def test_every_call_has_a_process_of_its_own() -> None:
+    with FreshProcesses(CpuEager().fingerprint()) as call:
+        (one, parent, given), (other, again, _) = call(process, word="a", numbers=[1, 2]), call(process)
+    assert given == {"word": "a", "numbers": [1, 2]}
+    assert len({one, other, parent, os.getpid()}) == 4
+    assert parent == again
+
+
+def test_what_is_prepared_once_all_calls_find() -> None:
+    with FreshProcesses(CpuEager().fingerprint(), remember) as call:
+        assert [call(remembered), call(remembered)] == ["yes", "yes"]
+    with FreshProcesses(CpuEager().fingerprint()) as call:
+        assert call(remembered) is None
+
+
+def test_what_cannot_be_prepared_is_told_and_nothing_is_left() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(DeviceError, match="ValueError: no luck"),
+        FreshProcesses(CpuEager().fingerprint(), no_luck),
+    ):
+        raise AssertionError
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_call_whose_process_dies_is_told_and_others_go_on() -> None:
+    with FreshProcesses(CpuEager().fingerprint()) as call:
+        with pytest.raises(DeviceError, match="died"):
+            call(die)
+        assert len(call(process)) == 3
 
 
 def test_a_process_that_dies_is_told() -> None:
-    with FreshProcesses(CpuEager().fingerprint()) as found:
-        found._parent.kill()
+    with FreshProcesses(CpuEager().fingerprint()) as call:
+        call._parent.kill()
         with pytest.raises(DeviceError, match="ended"):
-            found(0, 0, network(), 0, RULE)
+            call(process)
 
 
 def test_nothing_is_left_running() -> None:

@@ -149,6 +149,18 @@ def test_widths_are_off_the_beaten_track_as_often_as_on_it() -> None:
     assert max(widths) > 1000
 
 
+def test_activations_run_in_place_in_half_of_the_networks() -> None:
+    for kind in ("relu", "hardtanh", "silu"):
+        found = [
+            [bool(s.spec.attr("inplace")) for s in steps if s.spec.kind == kind]
+            for steps in map(sampled, range(MANY))
+        ]
+        shares = [np.mean(own) for own in found if own]
+        assert 0.2 < np.mean(shares) < 0.8, kind
+        # A network is written in one style: but for its first one, which must not overwrite the input.
+        assert np.mean([share == 0 for share in shares]) > 0.2, kind
+
+
 def test_every_operator_that_has_a_handler_is_priced_like_one_that_is_sampled() -> None:
     sampled_families = {
         ops.handler_of(s.spec.kind).family(s.spec) for k in range(3 * MANY) for s in sampled(k)

@@ -57,7 +57,7 @@ def unknown(name: str) -> OpSpec:
 
 def family(spec: OpSpec, sigma: float) -> Family:
     """A family with no more than the roofline in it, whose data reach everywhere."""
-    names, _ = roofline.features(spec, 1, roofline.Place(0.0, 1))
+    names, _ = roofline.features(spec, 1, roofline.Place(0.0))
     ends = [-1e3] * len(names), [1e3] * len(names)
     return Family(OVERHEAD, 0.0, 3.0, sigma, names, *ends, Trees(0, [], [], [], [], []))
 
@@ -126,7 +126,7 @@ def test_bounds_of_real_operators(predictor: Predictor) -> None:
 
 def test_the_footprint_given_to_the_model_is_that_of_the_whole_network() -> None:
     specs = [conv(), relu(), conv(64, 128)]
-    names, row = roofline.features(conv(), 1, roofline.Place(footprint_bytes(specs), 3))
+    names, row = roofline.features(conv(), 1, roofline.Place(footprint_bytes(specs)))
     k = names.index("footprint")
     value = float(row[0, k])
     # Trees that tell a network of exactly this footprint from a larger and from a smaller one.

@@ -28,7 +28,7 @@ from latmorph.device.timing import (
 )
 from latmorph.errors import ProfileError
 from latmorph.latency.estimate import total_sigma
-from latmorph.latency.fit import BOUND, Committee, Validation, _as_arrays, fit
+from latmorph.latency.fit import BOUND, LONGEST, Committee, Validation, _as_arrays, _means, fit
 from latmorph.latency.model import Forest, LatencyModel, Predictor
 from latmorph.latency.roofline import places
 from latmorph.opspec import OpSpec, Step, TensorSpec, footprint_bytes
@@ -425,6 +425,37 @@ def test_trees_of_different_sizes_are_padded_and_a_single_leaf_among_them_counts
     assert trees.well_formed
     assert len(trees.feature) == 41
     assert Forest(trees)(x) == pytest.approx(booster.predict(x) + 0.25, abs=1e-5)
+
+
+def test_trees_of_several_texts_add_up() -> None:
+    (one, x), (other, _) = boosted(60, 0), boosted(60, 1, num_leaves=3)
+    trees = _as_arrays(one.model_to_string() + other.model_to_string())
+    assert trees.well_formed
+    assert len(trees.feature) == 80
+    assert Forest(trees)(x) == pytest.approx(one.predict(x) + other.predict(x), abs=1e-5)
+    assert not Forest(_as_arrays("")).count
+
+
+# --- means
+
+
+def test_means_make_up_for_a_tail_that_medians_do_not_see() -> None:
+    random = np.random.default_rng(0)
+    x = random.uniform(0, 1, (4000, 3))
+    # Beyond a half of the first feature, one in five takes twice as long; below, none does.
+    late = (x[:, 0] > 0.5) & (random.random(4000) < 0.2)
+    unsaid = np.where(late, np.log(2.0), 0.0)
+    factor = np.exp(Forest(_as_arrays(_means(x, unsaid, np.ones(4000), 0, 60)))(x))
+    assert np.mean(factor[x[:, 0] < 0.5]) == pytest.approx(1.0, abs=0.01)
+    assert np.mean(factor[x[:, 0] > 0.5]) == pytest.approx(1.2, abs=0.02)
+
+
+def test_one_that_was_interrupted_does_not_count_in_full() -> None:
+    x = np.zeros((100, 1))
+    unsaid = np.zeros(100)
+    unsaid[0] = 9.0
+    factor = np.exp(Forest(_as_arrays(_means(x, unsaid, np.ones(100), 0, 60)))(x))
+    assert factor == pytest.approx(0.99 + np.exp(LONGEST) / 100, rel=1e-3)
 
 
 # --- few samples

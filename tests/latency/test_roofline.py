@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from latmorph.device.roofs import Roofs
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.latency.roofline import (
+    CORE_CACHE_BYTES,
     RATIOS,
     SHARPNESS,
     SIZES,
@@ -136,14 +138,14 @@ def test_terms_and_features_of_many_widths_are_those_of_each_one(
         else:
             together = spec_of(kind, *columns)
         compute, memory = terms(ROOFS, together, len(pairs))
-        names, table = features(together, len(pairs), Place(12345.0, 1))
+        names, table = features(together, len(pairs), Place(12345.0))
         assert table.shape == (len(pairs), len(names))
         for k, pair in enumerate(pairs):
             alone = spec_of(kind, *pair)
             own_compute, own_memory = terms(ROOFS, alone, 1)
             assert compute[k] == pytest.approx(own_compute[0], rel=1e-12)
             assert memory[k] == pytest.approx(own_memory[0], rel=1e-12)
-            own_names, own_table = features(alone, 1, Place(12345.0, 1))
+            own_names, own_table = features(alone, 1, Place(12345.0))
             assert names == own_names
             assert table[k] == pytest.approx(own_table[0], rel=1e-12)
 
@@ -152,7 +154,7 @@ def test_terms_and_features_of_many_widths_are_those_of_each_one(
 
 
 def test_features_of_a_convolution_by_hand() -> None:
-    names, table = features(spec_of("conv2d", 3, 10), 1, Place(1023.0, 7))
+    names, table = features(spec_of("conv2d", 3, 10), 1, Place(1023.0, since_kind=7, since_same=31))
     row = dict(zip(names, table[0], strict=True))
     log = {
         name: math.log2(1 + value)
@@ -163,7 +165,8 @@ def test_features_of_a_convolution_by_hand() -> None:
             "bytes_in": 4 * 108,
             "bytes_out": 4 * 360,
             "footprint": 1023,
-            "operators": 7,
+            "since_kind": 7,
+            "since_same": 31,
             "width_in": 3,
             "width_out": 10,
             "kernel": 9,
@@ -191,10 +194,9 @@ def test_places_of_a_chain_by_hand() -> None:
     first, of_view, second, third, last = places(specs)
     parameters, largest = 4 * 8 * 27, 2 * 4 * 8 * 36
     assert {p.footprint_bytes for p in (first, of_view, second, third, last)} == {parameters + largest}
-    assert {p.operators for p in (first, of_view, second, third, last)} == {5}
     assert (first.before, first.before_flops, first.before_out_bytes, first.fed) == (0.0, 0, 0, False)
     # A view moves nothing: the operator after it still stands after the convolution.
-    assert of_view == second
+    assert replace(of_view, since_kind=3) == second
     assert (second.before_flops, second.before_in_bytes) == (2 * 36 * 9 * 3 * 8, 4 * 3 * 36)
     assert (second.before_out_bytes, second.before_parameter_bytes) == (4 * 8 * 36, parameters)
     assert second.fed
@@ -202,11 +204,28 @@ def test_places_of_a_chain_by_hand() -> None:
     # What has no handler stands before others like any operator; its FLOPs are not known.
     assert (last.before_flops, last.before_out_bytes, last.fed) == (0, 4 * 8 * 36, False)
     assert len({0.0, second.before, third.before, last.before}) == 4
+    # The first relu of a pass comes three places after the last one of the pass before.
+    assert [p.since_kind for p in (first, of_view, second, third, last)] == [5, 5, 3, 5, 2]
+    assert {p.since_same for p in (first, of_view, second, third, last)} == {5}
+
+
+def test_operators_that_are_the_same_in_all_are_found_again() -> None:
+    narrow, wide = spec_of("relu", 4, 4), spec_of("relu", 8, 8)
+    found = places([narrow, wide, wide, narrow])
+    assert [p.since_kind for p in found] == [1, 1, 1, 1]
+    assert [p.since_same for p in found] == [1, 3, 1, 3]
 
 
 def test_places_of_a_part_are_in_the_whole_network() -> None:
     place = places([spec_of("relu", 8, 8)], footprint=1e6, operators=70)[0]
-    assert (place.footprint_bytes, place.operators) == (1e6, 70)
+    assert (place.footprint_bytes, place.since_kind, place.since_same) == (1e6, 70, 70)
+
+
+def test_of_a_footprint_only_what_a_core_could_hold_is_told() -> None:
+    spec = spec_of("relu", 8, 8)
+    tables = [features(spec, 1, Place(b))[1] for b in (1e6, CORE_CACHE_BYTES, 1e9)]
+    assert not np.array_equal(tables[0], tables[1])
+    assert np.array_equal(tables[1], tables[2])
 
 
 def test_features_tell_where_an_operator_stands() -> None:
@@ -215,13 +234,13 @@ def test_features_tell_where_an_operator_stands() -> None:
     rows = [features(specs[1], 1, place) for place in (second, third)]
     names = rows[0][0]
     differ = {n for n, a, b in zip(names, rows[0][1][0], rows[1][1][0], strict=True) if a != b}
-    assert differ == {"before", "before_flops", "before_in", "before_parameters"}
+    assert differ == {"before", "before_flops", "before_in", "before_parameters", "since_kind", "since_same"}
     assert rows[0][1][0][names.index("before_parameters")] == pytest.approx(math.log2(1 + 4 * 8 * 27))
 
 
 @pytest.mark.parametrize(("width", "used"), [(1, 1 / 16), (15, 15 / 16), (16, 1.0), (17, 17 / 32), (64, 1.0)])
 def test_the_share_of_a_block_that_channels_use(width: int, used: float) -> None:
-    names, table = features(spec_of("conv2d", width, 8), 1, Place(0.0, 1))
+    names, table = features(spec_of("conv2d", width, 8), 1, Place(0.0))
     assert table[0, names.index("in_used")] == pytest.approx(used)
 
 
@@ -229,13 +248,13 @@ def test_an_in_place_operator_can_be_told_from_one_that_writes_anew() -> None:
     net = NetworkBuilder((1, 3, 4, 4))
     net.activation(-1, "relu", inplace=True)
     net.activation(-1, "relu", inplace=False)
-    (names, first), (_, second) = (features(s.spec, 1, Place(0.0, 1)) for s in net.steps)
+    (names, first), (_, second) = (features(s.spec, 1, Place(0.0)) for s in net.steps)
     differ = [n for n, a, b in zip(names, first[0], second[0], strict=True) if a != b]
     assert differ == ["inplace"]
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "depthwise", "linear", "relu"])
 def test_the_sizes_that_tell_distance_from_the_data_are_features_of_every_kind(kind: str) -> None:
-    names, table = features(spec_of(kind, 7, 7), 1, Place(0.0, 1))
+    names, table = features(spec_of(kind, 7, 7), 1, Place(0.0))
     assert set(SIZES) <= set(names)
     assert np.all(np.isfinite(table))
