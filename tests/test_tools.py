@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -349,6 +351,22 @@ def test_a_run_is_written_and_predicted_anew(tmp_path: Path, profiles_folder: Pa
     path.write_bytes(msgspec.json.encode(spoilt))
     accuracy.main([*words, "--predict"])
     assert msgspec.json.decode(path.read_bytes(), type=Figures) == first
+
+
+def test_networks_are_exported_once_for_onnx_runtime(tmp_path: Path, parent: Case) -> None:
+    pytest.importorskip("onnxruntime")
+    args = Namespace(journals=tmp_path)
+    profile = SimpleNamespace(fingerprint=SimpleNamespace(runtime="onnxruntime"))
+    plan = accuracy.Plan([parent])
+    predicted = {"small": accuracy.Forecast(1, 1.0, 1.0, (0.5, 2.0), (), "digest")}
+    failed: dict[str, str] = {}
+    files = accuracy._files(args, profile, plan, predicted, failed)
+    assert not failed
+    first = Path(files["small"])
+    written = first.stat().st_mtime_ns
+    assert lm.capture(first).flops == lm.capture(*parent.make()).flops
+    assert accuracy._files(args, profile, plan, predicted, failed) == files
+    assert first.stat().st_mtime_ns == written
 
 
 def test_one_network_that_cannot_run_does_not_take_others_along(
