@@ -488,7 +488,7 @@ def predict_anew(args: argparse.Namespace, profile: Profile, name: str) -> Figur
     same = [c for c in plan.networks if widths.get(c.name) == c.shrunk]
     kept = Plan(same, plan.graphs, plan.profiles)
     gone = widths.keys() - {c.name for c in same}
-    failed = dict.fromkeys(sorted(gone), "drawn otherwise now: measure anew")
+    failed = {**old.failed, **dict.fromkeys(sorted(gone), "drawn otherwise now: measure anew")}
     return figures_of(args, profile, name, kept, forecasts(kept, profile, failed), rounds, old.load, failed)
 
 

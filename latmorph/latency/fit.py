@@ -504,7 +504,7 @@ def _trained(
 
 
 def _as_arrays(text: str) -> Trees:
-    """LightGBM's text of trees, or several texts in a row, as padded arrays: inner nodes first, then leaves."""
+    """LightGBM's text of trees, or several in a row, as padded arrays: inner nodes first, then leaves."""
     rows: tuple[list[list[Any]], ...] = ([], [], [], [], [])
     depth = 0
     for block in text.split("\nTree=")[1:]:
