@@ -447,7 +447,7 @@ def test_means_make_up_for_a_tail_that_medians_do_not_see() -> None:
     unsaid = np.where(late, np.log(2.0), 0.0)
     factor = np.exp(Forest(_as_arrays(_means(x, unsaid, np.ones(4000), 0, 60)))(x))
     assert np.mean(factor[x[:, 0] < 0.5]) == pytest.approx(1.0, abs=0.01)
-    assert np.mean(factor[x[:, 0] > 0.5]) == pytest.approx(1.2, abs=0.02)
+    assert np.mean(factor[x[:, 0] > 0.5]) == pytest.approx(1.2, abs=0.03)  # drawn a little towards one
 
 
 def test_one_that_was_interrupted_does_not_count_in_full() -> None:
