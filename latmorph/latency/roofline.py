@@ -151,8 +151,8 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
 
 
 CORE_CACHE_BYTES = 2**22
-"""No core holds more: whether a network's memory stays there shows in its time, how much of it does not
-would not, and trees would know each network by it, and so by heart what its process found."""
+"""No core's own caches hold more. A network's time shows whether its memory stays there; from its exact size
+trees would know each network, and so by heart what its process found."""
 
 BLOCK = 16
 """The widest block of channels that kernels on CPUs work in: a vector of the widest registers."""
