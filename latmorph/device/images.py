@@ -12,6 +12,7 @@ def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
 
 
 ACTIVATIONS = ("relu", "relu", "relu", "relu", "silu", "gelu", "leaky_relu", "hardswish")
+"""Those of residual and plain networks, in their shares."""
 
 
 def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:

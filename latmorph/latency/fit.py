@@ -348,7 +348,7 @@ def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int
     limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
     if not np.any(table.ideal_s > 0):  # nothing computed and nothing moved: views cost their dispatch
         middle = float(np.median(table.times_s))
-        return Family(middle, 0.0, BOUND, 0.0, table.names, *limits, _no_trees())
+        return Family(middle, 0.0, BOUND, 0.0, table.names, *limits, _as_arrays(NO_TREES))
     weight, target = part.weight, part.target
     # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
     told = float(part.informed.sum())
@@ -431,12 +431,8 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2)])
 
 
-def _no_trees() -> Trees:
-    return Trees(0, [], [], [], [], [])
-
-
 NO_TREES = ""
-"""The text of none."""
+"""LightGBM's text of none."""
 
 ROUNDS = 300
 """Trees of a family's residual."""
