@@ -24,7 +24,7 @@ from latmorph.device.sampling import NetworkBuilder, sample_network
 from latmorph.onnx_model import default_parameter, to_onnx
 from latmorph.onnx_ops import TABLE
 from latmorph.opspec import OpSpec, Step, TensorSpec
-from latmorph.values import parameter_values
+from latmorph.values import ParameterValues
 from oracle import randomise
 from tools import networks
 from tools.zoo import import_torchvision
@@ -533,7 +533,7 @@ def test_default_parameters_average() -> None:
 def test_other_dtypes_are_written(dtype: str) -> None:
     net = NetworkBuilder((1, 8), dtype)
     net.linear(-1, 4)
-    for parameter in (None, parameter_values):  # which gives float32 for all of them
+    for parameter in (None, ParameterValues()):  # which gives float32 for all of them
         onnx.checker.check_model(to_onnx(net.steps, parameter), full_check=True)
 
 

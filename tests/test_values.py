@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latmorph.opspec import TensorSpec
-from latmorph.values import INPUT_MEAN, PERIOD, input_values, parameter_values
+from latmorph.values import INPUT_MEAN, PERIOD, ParameterValues, input_values
 
 
 def weight(*shape: int, name: str = "weight", dtype: str = "float32") -> TensorSpec:
@@ -17,7 +17,7 @@ def weight(*shape: int, name: str = "weight", dtype: str = "float32") -> TensorS
     ("shape", "fan_in"), [((400, 300), 300), ((64, 32, 3, 3), 288), ((96, 1, 7, 7), 49), ((3, 40, 50), 2000)]
 )
 def test_matrices_and_kernels_have_the_variance_of_he(shape: tuple[int, ...], fan_in: int) -> None:
-    values = parameter_values(weight(*shape))
+    values = ParameterValues()(weight(*shape))
     assert (values.shape, values.dtype) == (shape, np.float32)
     assert values.std() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
     assert abs(values.mean()) < 0.05 * values.std()
@@ -26,21 +26,21 @@ def test_matrices_and_kernels_have_the_variance_of_he(shape: tuple[int, ...], fa
 def test_activations_stay_near_one_through_many_layers() -> None:
     x = input_values(TensorSpec("input", (16, 256)))
     for width in (256, 300, 64, 512, 129) * 6:
-        x = np.maximum(x @ parameter_values(weight(width, x.shape[1])).T, 0.0)
+        x = np.maximum(x @ ParameterValues()(weight(width, x.shape[1])).T, 0.0)
         assert 0.05 < np.sqrt(np.mean(x**2)) < 20
     assert np.isfinite(x).all()
 
 
 def test_no_two_rows_of_a_weight_are_alike() -> None:
     # More numbers than are drawn: rows of a power of two would repeat, had the period one for a factor.
-    values = parameter_values(weight(512, 512))
+    values = ParameterValues()(weight(512, 512))
     assert values.size > 3 * PERIOD
     assert len(np.unique(values, axis=0)) == 512
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (64, 64, 3, 3), (1000, 1000)])
 def test_no_value_is_denormal_or_infinite(shape: tuple[int, ...]) -> None:
-    for values in (parameter_values(weight(*shape)), input_values(TensorSpec("input", shape))):
+    for values in (ParameterValues()(weight(*shape)), input_values(TensorSpec("input", shape))):
         size = np.abs(values[values != 0])
         assert np.isfinite(values).all()
         assert (size >= np.finfo(np.float32).tiny).all()
@@ -48,9 +48,9 @@ def test_no_value_is_denormal_or_infinite(shape: tuple[int, ...]) -> None:
 
 def test_vectors_are_those_of_a_fresh_norm() -> None:
     for name in ("weight", "running_var"):
-        assert parameter_values(weight(9, name=name)).tolist() == [1.0] * 9
+        assert ParameterValues()(weight(9, name=name)).tolist() == [1.0] * 9
     for name in ("bias", "running_mean"):
-        assert parameter_values(weight(9, name=name)).tolist() == [0.0] * 9
+        assert ParameterValues()(weight(9, name=name)).tolist() == [0.0] * 9
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
@@ -58,7 +58,7 @@ def test_vectors_are_those_of_a_fresh_norm() -> None:
 def test_a_number_alone_can_neither_be_left_out_of_a_product_nor_of_a_sum(
     name: str, shape: tuple[int, ...]
 ) -> None:
-    values = parameter_values(weight(*shape, name=name))
+    values = ParameterValues()(weight(*shape, name=name))
     assert values.shape == shape
     assert values.item() not in (0.0, 1.0)
 
@@ -66,7 +66,7 @@ def test_a_number_alone_can_neither_be_left_out_of_a_product_nor_of_a_sum(
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "bool"])
 def test_integers_are_zero_and_of_their_own_dtype(dtype: str) -> None:
     for values in (
-        parameter_values(weight(4, 5, dtype=dtype)),
+        ParameterValues()(weight(4, 5, dtype=dtype)),
         input_values(TensorSpec("input", (4, 5), dtype)),
     ):
         assert (values.shape, values.dtype) == ((4, 5), np.dtype(dtype))
@@ -83,8 +83,18 @@ def test_inputs_are_normal_about_their_mean_and_the_same_each_time() -> None:
     assert input_values(TensorSpec("input", (2, 3), "bfloat16")).dtype == np.float32  # numpy has none
 
 
+def test_no_two_parameters_of_a_network_are_alike() -> None:
+    # Equal weights would be stored once, and be warm where those of a network are cold.
+    values = ParameterValues()
+    spec = weight(300, 400)  # more numbers than are drawn
+    drawn = [values(spec) for _ in range(50)]
+    assert len({one.tobytes() for one in drawn}) == 50
+    again = ParameterValues()
+    assert all(np.array_equal(one, again(spec)) for one in drawn)
+
+
 def test_values_can_be_written_over_without_harm_to_the_next() -> None:
     spec = weight(30, 40)
-    before = parameter_values(spec).copy()
-    parameter_values(spec)[:] = 7.0
-    assert np.array_equal(parameter_values(spec), before)
+    before = ParameterValues()(spec).copy()
+    ParameterValues()(spec)[:] = 7.0
+    assert np.array_equal(ParameterValues()(spec), before)

@@ -17,7 +17,7 @@ from latmorph.device.fingerprint import Fingerprint, cpu_fingerprint
 from latmorph.device.timing import StopRule, visit_network
 from latmorph.errors import DeviceError
 from latmorph.opspec import OpSpec, Step, TensorSpec, network_inputs
-from latmorph.values import input_values, parameter_values
+from latmorph.values import ParameterValues, input_values
 
 Call = Callable[..., Any]
 
@@ -28,17 +28,20 @@ class _Program:
     def __init__(self, steps: Sequence[Step], device: str) -> None:
         self.device = device
         self.steps = steps
-        self.calls = [ops.handler_of(s.spec.kind).build(s.spec, self._parameter) for s in steps]
+        values = ParameterValues()
+
+        def parameter(spec: TensorSpec) -> torch.Tensor:
+            return self._tensor(spec, values(spec))
+
+        self.calls = [ops.handler_of(s.spec.kind).build(s.spec, parameter) for s in steps]
         self.sources = [s.sources for s in steps]
         last = {source: i for i, s in enumerate(steps) for source, _ in s.sources}
         self.freed = [[v for v, when in last.items() if when == i and v >= 0] for i in range(len(steps))]
         self.inputs = {k: self._tensor(t, input_values(t)) for k, t in network_inputs(steps).items()}
 
-    def _parameter(self, spec: TensorSpec) -> torch.Tensor:
-        return self._tensor(spec, parameter_values(spec))
-
     def _tensor(self, spec: TensorSpec, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device, getattr(torch, spec.dtype))
+        """The values in memory of torch's own: numpy asks the system for large pages, a module does not."""
+        return torch.from_numpy(values).to(self.device, getattr(torch, spec.dtype), copy=True)
 
     def warm_inputs(self) -> None:
         """Bring the inputs into the caches, as whoever made them has."""

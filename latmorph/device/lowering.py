@@ -243,15 +243,21 @@ def _own_rule(
         return (first[0], *((*size, *channels) if attributes.get("channels_last") else (*channels, *size)))
     if node.domain == NCHWC and node.op_type == "Upsample":
         return tuple(int(size * scale) for size, scale in zip(first, attributes["scales"], strict=True))
-    if node.op_type == "FusedMatMul" and not attributes.get("transBatchA") and min(map(len, shapes)) > 1:
-        rows, columns = (
-            first[-1 if attributes["transA"] else -2],
-            shapes[1][-2 if attributes["transB"] else -1],
-        )
-        return (*_broadcast([first[:-2], shapes[1][:-2]]), rows, columns)
+    if node.op_type == "FusedMatMul" and min(map(len, shapes)) > 1:
+        a, b = (_turned(shapes[k], attributes, letter) for k, letter in enumerate("AB"))
+        return (*_broadcast([a[:-2], b[:-2]]), a[-2], b[-1])
     if node.op_type.startswith("Skip") and node.op_type.endswith("LayerNormalization"):
         return tuple(first)
     return None
+
+
+def _turned(shape: Sequence[int], attributes: Mapping[str, Any], operand: str) -> tuple[int, ...]:
+    """The shape of a fused product's operand as it is multiplied, ``(*batch, rows, columns)``."""
+    if attributes.get(f"transBatch{operand}"):  # rows lie before the batch
+        shape = (*shape[1:-1], shape[0], shape[-1])
+    if attributes.get(f"trans{operand}"):
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    return tuple(shape)
 
 
 def _broadcast(shapes: Sequence[Any]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from latmorph.errors import DeviceError, UsageError
 from latmorph.onnx_model import OPSET, import_onnx, to_onnx
 from latmorph.onnx_ops import Parameters, numpy_dtype
 from latmorph.opspec import OpSpec, Step, network_inputs, network_outputs
-from latmorph.values import input_values, parameter_values
+from latmorph.values import ParameterValues, input_values
 
 if TYPE_CHECKING:
     import onnx
@@ -346,7 +346,7 @@ class _OrtSession(Session):
         self.backend = backend
         self.scratch = scratch
         self.folder = Path(tempfile.mkdtemp(dir=backend.folder))
-        self.network = _Network.of(steps, parameter_values)
+        self.network = _Network.of(steps, ParameterValues())
 
         def clock(options: Any) -> None:
             self.network.give_weights(options)

@@ -123,7 +123,7 @@ def total_sigma(prediction: Prediction, sigma: float) -> np.ndarray:
 def estimate(predictor: Predictor, nodes: Sequence[NodeLike], notes: Sequence[str] = ()) -> Estimate:
     """Predict a network of these operators."""
     specs = [node.spec for node in nodes]
-    prediction = predictor(specs, places(specs))
+    prediction = predictor(specs, places(predictor.model.roofs, specs))
     overhead = predictor.model.overhead_s
     total = float(np.nansum(prediction.total_s)) + overhead
     sigma = float(total_sigma(prediction, predictor.model.sigma)[0])

@@ -43,14 +43,15 @@ def terms(roofs: Roofs, spec: OpSpec, variants: int) -> tuple[np.ndarray, np.nda
 class Place:
     """Where an operator stands: what of its network tells how long it takes there.
 
-    A pass touches ``footprint_bytes`` of memory. The last operator before it that moved data has the digest
-    ``before`` of its kind, and these FLOPs and bytes; ``fed`` says whether what it wrote is as large as what
-    this one reads, and so most likely that. ``since_kind`` and ``since_same`` say how many operators ago,
-    pass after pass, one of this kind ran, and one that is the same in all: the longer, the less of its code
-    is in the caches still, which makes a small one up to three times slower.
+    As much memory as a pass touches is read at some ``2**bandwidth`` bytes/s: that says which caches hold it.
+    The last operator before it that moved data has the digest ``before`` of its kind, and these FLOPs and
+    bytes; ``fed`` says whether what it wrote is as large as what this one reads, and so most likely that.
+    ``since_kind`` and ``since_same`` say how many operators ago, pass after pass, one of this kind ran, and
+    one that is the same in all: the longer, the less of its code is in the caches still, which makes a small
+    one up to three times slower.
     """
 
-    footprint_bytes: float
+    bandwidth: int
     before: float = 0.0
     before_flops: int = 0
     before_in_bytes: int = 0
@@ -62,26 +63,29 @@ class Place:
 
 
 def places(
-    specs: Sequence[OpSpec], *, footprint: float | None = None, operators: int | None = None
+    roofs: Roofs, specs: Sequence[OpSpec], *, footprint: float | None = None, operators: int | None = None
 ) -> list[Place]:
     """The places of a network's operators, given in the order in which they run.
 
     ``footprint``, in bytes, is the network's, where these are a part of it or where other memory is read
     beside it; so is the number of ``operators``.
     """
-    touched = float(footprint_bytes(specs) if footprint is None else footprint)
+    touched = footprint_bytes(specs) if footprint is None else footprint
+    # In whole octaves: from the exact footprint trees would know each network, and so by heart what its
+    # process found.
+    bandwidth = round(float(np.log2(roofs.bandwidth_at(np.array(touched)))))
     count = len(specs) if operators is None else operators
     since_kind = _since([spec.kind for spec in specs], count)
     since_same = _since(specs, count)
     found = []
-    last = Place(touched)
+    last = Place(bandwidth)
     for i, spec in enumerate(specs):
         fed = bool(spec.inputs) and spec.inputs[0].bytes == last.before_out_bytes
         found.append(replace(last, fed=fed, since_kind=since_kind[i], since_same=since_same[i]))
         if not ops.is_known(spec) or ops.byte_count(spec):
             read = sum(t.bytes for t in spec.inputs)
             last = Place(
-                touched,
+                bandwidth,
                 crc32(spec.kind.encode()) / 2**32,
                 int(ops.flops(spec)) if ops.is_known(spec) else 0,
                 read - spec.parameter_bytes,
@@ -117,7 +121,6 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
         "bytes_parameters": parameters,
         "bytes_in": sum((t.bytes for t in spec.inputs), 0) - parameters,
         "bytes_out": spec.out.bytes,
-        "footprint": min(place.footprint_bytes, CORE_CACHE_BYTES),
         "before_flops": place.before_flops,
         "before_in": place.before_in_bytes,
         "before_out": place.before_out_bytes,
@@ -131,7 +134,11 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
         "strided": int(bool(spec.attr("strided"))),
         **handler.features(spec),
     }
-    shares: dict[str, Scalar] = {"before": place.before, "fed": int(place.fed)}
+    shares: dict[str, Scalar] = {
+        "bandwidth": place.bandwidth,
+        "before": place.before,
+        "fed": int(place.fed),
+    }
     for name, width in (("in", width_in), ("out", width_out)):
         for block in (4, 8, 16, 32):
             shares[f"{name}_mod_{block}"] = width % block
@@ -149,10 +156,6 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
         values[:, column] = value
     return names, values
 
-
-CORE_CACHE_BYTES = 2**22
-"""No core's own caches hold more. A network's time shows whether its memory stays there; from its exact size
-trees would know each network, and so by heart what its process found."""
 
 BLOCK = 16
 """The widest block of channels that kernels on CPUs work in: a vector of the widest registers."""

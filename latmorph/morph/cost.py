@@ -169,7 +169,7 @@ class LatencyCost(_OperatorCost):
             return self._sum_of_kernels(self.profile.lowering, graph, widths, items)
         # Where they stand in the network as it is, at all widths: so costs stay sums over operators.
         if graph not in self._places:
-            self._places[graph] = places(graph.specs)
+            self._places[graph] = places(self.profile.model.roofs, graph.specs)
         where = [self._places[graph][i] for i in items]
         prediction = self.profile.predictor(graph.specs_at(widths, items), where, len(widths))
         return np.asarray(prediction.total_s.sum(axis=0))
@@ -181,11 +181,11 @@ class LatencyCost(_OperatorCost):
         nodes = None if whole else neighbourhood(graph, items)
         networks = [graph.steps_at(row, nodes) for row in widths]
         own = [operator.spec for operator in self.profile.operators(graph)]
-        footprint = footprint_bytes(own)
+        footprint, roofs = footprint_bytes(own), self.profile.model.roofs
         found = []
         for kernels in lowering.networks(networks):
             specs = [kernel.spec for kernel in kernels]
-            where = places(specs, footprint=footprint, operators=len(own))
+            where = places(roofs, specs, footprint=footprint, operators=len(own))
             found.append(list(zip(where, specs, strict=True)))
         new = list(dict.fromkeys(k for keys in found for k in keys if k not in self._prices))
         if new:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latmorph.opspec import OpSpec, Scalar
+from latmorph.opspec import OpSpec, Scalar, TensorSpec
 
 if TYPE_CHECKING:
     from latmorph.ops.calls import Parameter
@@ -125,6 +125,12 @@ def pass_axes(spec: OpSpec, io: AxisLabels, frozen: Mapping[int, str] | None = N
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """The value, or a tuple of it alone."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def weights(spec: OpSpec) -> list[TensorSpec]:
+    """The operands after the first, where they are its parameters and the first is none; else nothing."""
+    first, *others = spec.inputs
+    return others if others and not first.parameter and all(t.parameter for t in others) else []
 
 
 def where(condition: Any, yes: Scalar, no: Scalar) -> Scalar:

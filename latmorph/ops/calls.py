@@ -7,7 +7,7 @@ it serves only where no binding takes the operator's arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,35 @@ class _Module(torch.nn.Module):
         return self.run(*activations)
 
 
+def layer(
+    kind: Callable[..., torch.nn.Module],
+    held: Iterable[TensorSpec],
+    parameter: Parameter,
+    *sizes: Any,
+    **more: Any,
+) -> torch.nn.Module:
+    """The module that a network's own code has for an operator: what it does in Python can outlast a kernel.
+
+    ``kind`` is called with ``sizes`` and ``more``; then it is given the parameters ``held``, by their names.
+    """
+    made = kind(*sizes, **more, device="meta")
+    for spec in held:
+        value = parameter(spec)
+        setattr(made, spec.name, value if "running" in spec.name else torch.nn.Parameter(value, False))
+    return made.eval()
+
+
+class Block(torch.nn.Module):
+    """A module inside another, as networks have one for about every layer with weights."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(x)
+
+
 def _places(spec: OpSpec, listed: Mapping[str, Any]) -> dict[str, Any]:
     """For each operand's name the index of its tensor, or where it is a list those of all its tensors.
 
@@ -83,10 +112,13 @@ class _Arguments:
         if schema is None:  # torch shall choose among several
             return self
         ordered = [a for a in schema.arguments if not a.kwarg_only]
-        given = [i for i, a in enumerate(ordered) if a.name in self.fixed or a.name in self.places]
+        # The last ones are left out where they are as by default, as networks do.
+        defaults = {a.name: a.default_value for a in ordered if a.has_default_value()}
+        fixed = {k: v for k, v in self.fixed.items() if k not in defaults or v != defaults[k]}
+        given = [i for i, a in enumerate(ordered) if a.name in fixed or a.name in self.places]
         ordered = ordered[: max(given, default=-1) + 1]
         left_out = {a.name: a.default_value for a in ordered if a.name not in self.places}
-        return _Arguments({**left_out, **self.fixed}, self.places, tuple(a.name for a in ordered))
+        return _Arguments({**left_out, **fixed}, self.places, tuple(a.name for a in ordered))
 
     def arranged(self, tensors: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments by position and by name, for these tensors of the operands."""

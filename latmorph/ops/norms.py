@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, pass_axes
+from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, pass_axes, weights
 from latmorph.opspec import OpSpec, Scalar
 
 if TYPE_CHECKING:
@@ -24,19 +24,16 @@ class BatchNorm(Handler):
     }
 
     def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
-        held = {t.name: t for t in spec.inputs[1:] if t.parameter}
+        held = weights(spec)
         space = len(spec.inputs[0].shape) - 2
-        if spec.kind != "batch_norm" or set(held) != set(self.roles) or space not in (1, 2, 3):
+        if spec.kind != "batch_norm" or {t.name for t in held} != set(self.roles) or space not in (1, 2, 3):
             return super().build(spec, parameter)
         from torch import nn
 
-        # A network's own module: what it does in Python takes longer than the kernel of a small picture.
+        from latmorph.ops.calls import layer
+
         kind: type[nn.BatchNorm2d] = getattr(nn, f"BatchNorm{space}d")
-        norm = kind(spec.inputs[0].shape[1], spec.attr("eps"), device="meta")
-        for name, tensor in held.items():
-            made = parameter(tensor)
-            setattr(norm, name, made if "running" in name else nn.Parameter(made, requires_grad=False))
-        return norm.eval()
+        return layer(kind, held, parameter, spec.inputs[0].shape[1], spec.attr("eps"))
 
     def keeps_zero(self, spec: OpSpec) -> bool:
         # With a scale, scale and shift are zero together; an instance without one is zero less its mean.
@@ -60,6 +57,16 @@ class ChannelNorm(Handler):
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         return {"parameters": len(spec.inputs) - 1}
+
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
+        held = weights(spec)
+        if spec.kind != "layer_norm" or [t.name for t in held] != ["weight", "bias"]:
+            return super().build(spec, parameter)
+        from torch import nn
+
+        from latmorph.ops.calls import layer
+
+        return layer(nn.LayerNorm, held, parameter, spec.attr("normalized_shape"), spec.attr("eps", 1e-5))
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         rank = len(spec.out.shape)

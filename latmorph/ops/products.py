@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, prod, where
+from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, prod, weights, where
 from latmorph.opspec import OpSpec, Scalar, ceil_to
 
 if TYPE_CHECKING:
@@ -72,6 +72,21 @@ class Convolution(Handler):
 
     def fitted(self, spec: OpSpec) -> OpSpec:
         return spec.with_attr("groups", self.groups(spec))
+
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
+        held, weight = weights(spec), spec["weight"]
+        if spec.kind not in ("conv1d", "conv2d", "conv3d") or not held:
+            return super().build(spec, parameter)
+        from torch import nn
+
+        from latmorph.ops.calls import Block, layer
+
+        kind: type[nn.Conv2d] = getattr(nn, f"Conv{spec.kind[-2:]}")
+        groups = int(self.groups(spec))
+        sizes = (weight.shape[1] * groups, weight.shape[0], weight.shape[2:])
+        settings = {k: v for k, v in spec.attrs if k in ("stride", "padding", "dilation")}
+        made = layer(kind, held, parameter, *sizes, **settings, groups=groups, bias=len(held) > 1)
+        return Block(made)
 
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         depthwise, axis = self.depthwise(spec), self.channel_axis(spec)
@@ -180,6 +195,17 @@ class Linear(Handler):
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         bias = int(spec.operand("bias") is not None)
         return {"rows": prod(spec.out.shape[:-1]), "bias": bias, "turned": 0}
+
+    def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
+        held, weight = weights(spec), spec["weight"]
+        if spec.kind != "linear" or not held or len(weight.shape) != 2:
+            return super().build(spec, parameter)
+        from torch import nn
+
+        from latmorph.ops.calls import Block, layer
+
+        made = layer(nn.Linear, held, parameter, weight.shape[1], weight.shape[0], bias=len(held) > 1)
+        return Block(made)
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         if not spec["weight"].parameter:

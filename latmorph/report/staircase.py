@@ -49,5 +49,6 @@ def _priced(profile: Profile, sweep: Sweep) -> Staircase:
         found = [[step.spec for step in steps] for steps in networks]
     else:
         found = [[kernel.spec for kernel in kernels] for kernels in profile.lowering.networks(networks)]
-    times = (profile.predictor(specs, places(specs)).total_s.sum() for specs in found)
+    roofs = profile.model.roofs
+    times = (profile.predictor(specs, places(roofs, specs)).total_s.sum() for specs in found)
     return Staircase(sweep, tuple(float(t) for t in times))

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import latmorph as lm
 import latmorph.device.onnxruntime as module
 from latmorph import ops
 from latmorph.device.fingerprint import Fingerprint
@@ -206,6 +208,24 @@ def test_a_file_that_the_runtime_refuses_is_named_in_one_line(tmp_path: Path) ->
     with pytest.raises(DeviceError, match=r"cannot load .*model\.onnx") as caught:
         LOWERING.file(path, [(1,)])
     assert "\n" not in str(caught.value)
+
+
+def test_products_of_operands_whose_rows_lie_before_their_batch_are_known() -> None:
+    # Attention with heads between rows and sizes, as torchvision's: transposes are fused into products.
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.MultiheadAttention(24, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x, x, x, need_weights=False)[0]
+
+    graph = lm.capture(Attention().eval(), (torch.randn(1, 10, 24),))
+    kernels = [k.spec for k in LOWERING.network(graph.steps_at(graph.widths))]
+    assert not [k.kind for k in kernels if k.kind.startswith("unknown")]
+    fused = [k for k in kernels if k.attr("transBatchA")]
+    assert [k.out.shape for k in fused] == [(1, 3, 10, 10)] or not fused
+    assert [k.out.shape for k in kernels if k.kind == "onnx.Softmax"] == [(1, 3, 10, 10)]
 
 
 def test_a_value_whose_shape_no_rule_gives_makes_its_kernel_unknown() -> None:

@@ -57,7 +57,7 @@ def unknown(name: str) -> OpSpec:
 
 def family(spec: OpSpec, sigma: float) -> Family:
     """A family with no more than the roofline in it, whose data reach everywhere."""
-    names, _ = roofline.features(spec, 1, roofline.Place(0.0))
+    names, _ = roofline.features(spec, 1, roofline.Place(0))
     ends = [-1e3] * len(names), [1e3] * len(names)
     return Family(OVERHEAD, 0.0, 3.0, sigma, names, *ends, Trees(0, [], [], [], [], []))
 
@@ -124,24 +124,28 @@ def test_bounds_of_real_operators(predictor: Predictor) -> None:
     assert [op.bound for op in found] == ["compute", "memory", "overhead"]
 
 
-def test_the_footprint_given_to_the_model_is_that_of_the_whole_network() -> None:
+def test_the_footprint_that_tells_the_caches_is_that_of_the_whole_network() -> None:
     specs = [conv(), relu(), conv(64, 128)]
-    names, row = roofline.features(conv(), 1, roofline.Place(footprint_bytes(specs)))
-    k = names.index("footprint")
-    value = float(row[0, k])
-    # Trees that tell a network of exactly this footprint from a larger and from a smaller one.
+    # What one convolution touches is read at 2^30 bytes/s, what all three do at 2^20.
+    pairs = ((float(footprint_bytes(specs[:1])), 2.0**30), (float(footprint_bytes(specs)), 2.0**20))
+    roofs = Roofs(PEAK, pairs, OVERHEAD, {})
+    names, _ = roofline.features(conv(), 1, roofline.places(roofs, specs)[0])
+    k = names.index("bandwidth")
+    # Trees that know the octave 20.
     window = Trees(
         2,
         [[k, k, 0, 0, 0]],
-        [[value - 1e-6, value + 1e-6, 0, 0, 0]],
+        [[19.5, 20.5, 0, 0, 0]],
         [[2, 3, -1, -1, -1]],
         [[1, 4, -1, -1, -1]],
         [[0.0, 0.0, -1.0, 1.0, -1.0]],
     )
     made = family(conv(), 0.02)
     made = Family(OVERHEAD, 0.0, 3.0, 0.02, made.features, made.low, made.high, window)
-    found = estimate(Predictor(LatencyModel(ROOFS, {"conv2d": made}, 1.0, SIGMA)), network(*specs).nodes).ops
-    assert found[0].compute_s == pytest.approx(seconds(conv())[0] * math.e, rel=1e-9)
+    predictor = Predictor(LatencyModel(roofs, {"conv2d": made}, 1.0, SIGMA))
+    whole, alone = (estimate(predictor, network(*some).nodes).ops[0] for some in (specs, specs[:1]))
+    assert whole.compute_s == pytest.approx(seconds(conv())[0] * math.e, rel=1e-9)
+    assert alone.compute_s == pytest.approx(seconds(conv())[0] / math.e, rel=1e-9)
 
 
 def test_operators_without_a_handler_are_named_and_not_in_the_total(predictor: Predictor) -> None:

@@ -18,7 +18,7 @@ from latmorph.latency.model import UNMEASURED_SIGMA, Family, LatencyModel, Predi
 from latmorph.opspec import OpSpec, TensorSpec
 
 ROOFS = Roofs(1e9, ((1e3, 1e9), (1e6, 1e8)), 5e-6, {"conv2d": (1, 8)})
-PLACE = roofline.Place(1e6)
+PLACE = roofline.Place(30)
 NO_TREES = Trees(0, [], [], [], [], [])
 UNKNOWN = OpSpec("unknown:aten.mystery", (TensorSpec("self", (1, 4)),), (TensorSpec("out", (1, 4)),))
 

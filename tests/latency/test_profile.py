@@ -110,7 +110,7 @@ def test_a_saved_profile_loads_equal(simulated_profile: Profile, tmp_path: Path)
 def test_a_loaded_profile_predicts_the_same(simulated_profile: Profile, tmp_path: Path) -> None:
     loaded = open_profile(simulated_profile.save(tmp_path / "saved"))
     visit = simulated_profile.visits[0]
-    where = places(visit.specs)
+    where = places(simulated_profile.model.roofs, visit.specs)
     one, other = (p.predictor(visit.specs, where) for p in (loaded, simulated_profile))
     assert one.total_s.tolist() == other.total_s.tolist()
     assert one.sigma.tolist() == other.sigma.tolist()

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from latmorph.device.roofs import Roofs
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.latency.roofline import (
-    CORE_CACHE_BYTES,
     RATIOS,
     SHARPNESS,
     SIZES,
@@ -138,14 +137,14 @@ def test_terms_and_features_of_many_widths_are_those_of_each_one(
         else:
             together = spec_of(kind, *columns)
         compute, memory = terms(ROOFS, together, len(pairs))
-        names, table = features(together, len(pairs), Place(12345.0))
+        names, table = features(together, len(pairs), Place(30))
         assert table.shape == (len(pairs), len(names))
         for k, pair in enumerate(pairs):
             alone = spec_of(kind, *pair)
             own_compute, own_memory = terms(ROOFS, alone, 1)
             assert compute[k] == pytest.approx(own_compute[0], rel=1e-12)
             assert memory[k] == pytest.approx(own_memory[0], rel=1e-12)
-            own_names, own_table = features(alone, 1, Place(12345.0))
+            own_names, own_table = features(alone, 1, Place(30))
             assert names == own_names
             assert table[k] == pytest.approx(own_table[0], rel=1e-12)
 
@@ -154,7 +153,7 @@ def test_terms_and_features_of_many_widths_are_those_of_each_one(
 
 
 def test_features_of_a_convolution_by_hand() -> None:
-    names, table = features(spec_of("conv2d", 3, 10), 1, Place(1023.0, since_kind=7, since_same=31))
+    names, table = features(spec_of("conv2d", 3, 10), 1, Place(33, since_kind=7, since_same=31))
     row = dict(zip(names, table[0], strict=True))
     log = {
         name: math.log2(1 + value)
@@ -164,7 +163,6 @@ def test_features_of_a_convolution_by_hand() -> None:
             "bytes_parameters": 4 * 270,
             "bytes_in": 4 * 108,
             "bytes_out": 4 * 360,
-            "footprint": 1023,
             "since_kind": 7,
             "since_same": 31,
             "width_in": 3,
@@ -175,7 +173,7 @@ def test_features_of_a_convolution_by_hand() -> None:
         }.items()
     }
     assert {name: row[name] for name in log} == pytest.approx(log)
-    assert row["footprint"] == 10.0
+    assert row["bandwidth"] == 33
     remainders = {name: value for name, value in row.items() if "_mod_" in name}
     expected = {f"in_mod_{block}": 3 for block in (4, 8, 16, 32)}
     expected |= {"out_mod_4": 2, "out_mod_8": 2, "out_mod_16": 10, "out_mod_32": 10}
@@ -191,9 +189,11 @@ def test_places_of_a_chain_by_hand() -> None:
     view = OpSpec("view", (TensorSpec("self", (1, 8, 6, 6)),), (TensorSpec("out", (1, 288)),))
     unknown = OpSpec("unknown:aten.fft", view.inputs, view.inputs)
     specs = [spec_of("conv2d", 3, 8), view, spec_of("relu", 8, 8), unknown, spec_of("relu", 2, 2)]
-    first, of_view, second, third, last = places(specs)
+    first, of_view, second, third, last = places(ROOFS, specs)
     parameters, largest = 4 * 8 * 27, 2 * 4 * 8 * 36
-    assert {p.footprint_bytes for p in (first, of_view, second, third, last)} == {parameters + largest}
+    # 3.2 kB, where the bandwidth falls with the footprint: 1e9 bytes/s at 1 kB.
+    octave = round(math.log2(1e9 * 1000 / (parameters + largest)))
+    assert {p.bandwidth for p in (first, of_view, second, third, last)} == {octave}
     assert (first.before, first.before_flops, first.before_out_bytes, first.fed) == (0.0, 0, 0, False)
     # A view moves nothing: the operator after it still stands after the convolution.
     assert replace(of_view, since_kind=3) == second
@@ -211,26 +211,29 @@ def test_places_of_a_chain_by_hand() -> None:
 
 def test_operators_that_are_the_same_in_all_are_found_again() -> None:
     narrow, wide = spec_of("relu", 4, 4), spec_of("relu", 8, 8)
-    found = places([narrow, wide, wide, narrow])
+    found = places(ROOFS, [narrow, wide, wide, narrow])
     assert [p.since_kind for p in found] == [1, 1, 1, 1]
     assert [p.since_same for p in found] == [1, 3, 1, 3]
 
 
 def test_places_of_a_part_are_in_the_whole_network() -> None:
-    place = places([spec_of("relu", 8, 8)], footprint=1e6, operators=70)[0]
-    assert (place.footprint_bytes, place.since_kind, place.since_same) == (1e6, 70, 70)
+    place = places(ROOFS, [spec_of("relu", 8, 8)], footprint=1e4, operators=70)[0]
+    assert (place.since_kind, place.since_same) == (70, 70)
+    assert place.bandwidth == round(math.log2(1e8))
 
 
-def test_of_a_footprint_only_what_a_core_could_hold_is_told() -> None:
+def test_footprints_that_the_same_caches_hold_cannot_be_told_apart() -> None:
+    # A core's own cache, one that all share, and memory: 2^36, 2^34.9 and 2^34 bytes/s, as measured.
+    pairs = ((2**20, 6.9e10), (2**22, 3.2e10), (2**24, 3.1e10), (2**25, 1.7e10), (2**30, 1.7e10))
+    roofs = Roofs(1e11, tuple((float(a), b) for a, b in pairs), 1e-6, {})
     spec = spec_of("relu", 8, 8)
-    tables = [features(spec, 1, Place(b))[1] for b in (1e6, CORE_CACHE_BYTES, 1e9)]
-    assert not np.array_equal(tables[0], tables[1])
-    assert np.array_equal(tables[1], tables[2])
+    octaves = [places(roofs, [spec], footprint=b)[0].bandwidth for b in (1e5, 4.5e6, 9e6, 1.5e7, 4e7, 1e9)]
+    assert octaves == [36, 35, 35, 35, 34, 34]
 
 
 def test_features_tell_where_an_operator_stands() -> None:
     specs = [spec_of("conv2d", 3, 8), spec_of("relu", 8, 8), spec_of("relu", 8, 8)]
-    _, second, third = places(specs)
+    _, second, third = places(ROOFS, specs)
     rows = [features(specs[1], 1, place) for place in (second, third)]
     names = rows[0][0]
     differ = {n for n, a, b in zip(names, rows[0][1][0], rows[1][1][0], strict=True) if a != b}
@@ -240,7 +243,7 @@ def test_features_tell_where_an_operator_stands() -> None:
 
 @pytest.mark.parametrize(("width", "used"), [(1, 1 / 16), (15, 15 / 16), (16, 1.0), (17, 17 / 32), (64, 1.0)])
 def test_the_share_of_a_block_that_channels_use(width: int, used: float) -> None:
-    names, table = features(spec_of("conv2d", width, 8), 1, Place(0.0))
+    names, table = features(spec_of("conv2d", width, 8), 1, Place(0))
     assert table[0, names.index("in_used")] == pytest.approx(used)
 
 
@@ -248,13 +251,13 @@ def test_an_in_place_operator_can_be_told_from_one_that_writes_anew() -> None:
     net = NetworkBuilder((1, 3, 4, 4))
     net.activation(-1, "relu", inplace=True)
     net.activation(-1, "relu", inplace=False)
-    (names, first), (_, second) = (features(s.spec, 1, Place(0.0)) for s in net.steps)
+    (names, first), (_, second) = (features(s.spec, 1, Place(0)) for s in net.steps)
     differ = [n for n, a, b in zip(names, first[0], second[0], strict=True) if a != b]
     assert differ == ["inplace"]
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "depthwise", "linear", "relu"])
 def test_the_sizes_that_tell_distance_from_the_data_are_features_of_every_kind(kind: str) -> None:
-    names, table = features(spec_of(kind, 7, 7), 1, Place(0.0))
+    names, table = features(spec_of(kind, 7, 7), 1, Place(0))
     assert set(SIZES) <= set(names)
     assert np.all(np.isfinite(table))

@@ -90,7 +90,7 @@ def test_the_parts_of_an_estimate_are_the_runtimes_kernels_with_their_modules(pr
     assert sum(op.flops for op in found.ops) == graph.flops  # all widths are whole blocks
     assert found.unpriced == ()
     kernels = [op.spec for op in profile.operators(graph)]
-    expected = Predictor(profile.model)(kernels, places(kernels)).total_s.sum()
+    expected = Predictor(profile.model)(kernels, places(profile.model.roofs, kernels)).total_s.sum()
     assert found.total_s == pytest.approx(expected)
 
 
