@@ -43,11 +43,6 @@ class _Program:
         """The values in memory of torch's own: numpy asks the system for large pages, a module does not."""
         return torch.from_numpy(values).to(self.device, getattr(torch, spec.dtype), copy=True)
 
-    def warm_inputs(self) -> None:
-        """Bring the inputs into the caches, as whoever made them has."""
-        for x in self.inputs.values():
-            x.sum()
-
     def specs(self) -> tuple[OpSpec, ...]:
         """The operators with the layouts that their operands have in a pass."""
         found: list[OpSpec] = []
@@ -74,36 +69,29 @@ class _Program:
                 del values[dead]
 
 
-TURNS = 3
-"""Blocks of memory that activations take turns in: two of an operator, one that waits for it."""
-
-
 class _EagerSession(StepSession):
     """What sessions on the CPU and on a GPU share."""
 
     def __init__(self, steps: Sequence[Step], device: str, scratch: torch.Tensor) -> None:
         super().__init__()
         self.program = _Program(steps, device)
+        self.twin = _Program(steps, device) if len(scratch) else None
         self.count = len(steps)
         self.scratch = scratch
-        self.largest_bytes = max(out.bytes for step in steps for out in step.spec.outputs)
 
     def specs(self) -> tuple[OpSpec, ...]:
         return self.program.specs()
 
     def disturb(self) -> None:
-        """Leave the caches as the rest of a larger network would before the pass: its weights are cold.
+        """Leave the caches as the rest of a larger network would before the pass.
 
-        Other weights were read, and need not be written back. Activations are warm: a network's take turns in
-        the same memory all along. Left cold, it made sampled networks slower by a tenth.
+        Other memory was read, and operators of the same kinds ran, with weights of their own: so weights are
+        cold, activations and code are warm. After the memory alone every kind's code is cold once a pass,
+        which short networks suffer from most: a tenth, where operators are small.
         """
-        if len(self.scratch):
+        if self.twin is not None:
             self.scratch.sum()
-            turns = [self.scratch.new_empty(self.largest_bytes // 4) for _ in range(TURNS)]
-            for memory in turns:
-                memory.zero_()
-            del memory, turns
-            self.program.warm_inputs()
+            self.twin.run()
 
 
 class _CpuSession(_EagerSession):

@@ -119,6 +119,33 @@ def test_other_memory_is_read_before_every_pass() -> None:
                 assert reads.found == [count]
 
 
+def test_a_twin_with_weights_of_its_own_runs_after_other_memory_was_read() -> None:
+    log: list[str] = []
+
+    def logged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*inputs: torch.Tensor) -> Any:
+            log.append(name)
+            return call(*inputs)
+
+        return run
+
+    with CpuEager() as backend:
+        session: Any = backend.load(network(), 4096)
+        weights = [
+            {p.data_ptr() for call in program.calls for p in getattr(call, "parameters", list)()}
+            for program in (session.program, session.twin)
+        ]
+        session.program.calls[0] = logged("program", session.program.calls[0])
+        session.twin.calls[0] = logged("twin", session.twin.calls[0])
+        session.time_steps()
+        session.time_whole()
+        alone: Any = backend.load(network())
+    assert log == ["twin", "program"] * 2
+    assert weights[0]
+    assert not weights[0] & weights[1]
+    assert alone.twin is None
+
+
 def test_two_sessions_share_no_weights() -> None:
     with CpuEager() as backend:
         one, other = backend.load(network()), backend.load(network())
