@@ -201,6 +201,8 @@ def _with_gaps(found: Sequence[Observation], whole: Mapping[int, Whole]) -> list
         line = np.linalg.lstsq(rows, np.append(weight, 0.0), rcond=None)[0]
         weight = _of_size(design @ line - 1)
     gap_s = 1e-6 * float(line[2])
+    if abs(gap_s) < CLOCK_S:
+        return list(found)
     return [replace(o, time_s=max(o.time_s + gap_s, 0.5 * o.time_s)) for o in found]
 
 
