@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.device.roofs import Roofs
-from latmorph.device.timing import CHOSEN, Observation, Visit, Whole, observations
+from latmorph.device.timing import CHOSEN, Observation, Visit, observations
 from latmorph.errors import ProfileError
 from latmorph.latency import roofline
 from latmorph.latency.model import Family, Forest, LatencyModel, Predictor, Trees
@@ -113,10 +113,12 @@ class Committee:
                 f"{len(networks)} networks were measured, at least {FEWEST_NETWORKS} are needed for a fit: "
                 "give more time"
             )
-        found = _with_gaps(found, whole)
         folds = np.random.default_rng(seed).permutation(len(networks)) % FOLDS
         index = {network: i for i, network in enumerate(networks.tolist())}
         owner = np.array([index[o.network] for o in found])
+        measured = np.array([whole[n].time_s for n in networks.tolist()])
+        gap_s = _gap_s(np.bincount(owner, [o.time_s for o in found]), np.bincount(owner), measured)
+        found = [replace(o, time_s=max(o.time_s + gap_s, 0.5 * o.time_s)) for o in found]
         calm_s, held_s = np.empty(len(found)), np.empty(len(found))
         predictors = []
         for fold in range(FOLDS):
@@ -133,7 +135,6 @@ class Committee:
                 held_s[own] = calm_s[own] * [_in_spell(families, found[i]) for i in own]
         predicted = np.bincount(owner, weights=calm_s)
         sums = np.bincount(owner, weights=[o.time_s for o in found])
-        measured = np.array([whole[n].time_s for n in networks.tolist()])
         spell = np.array([whole[n].spell for n in networks.tolist()])
         for _ in range(2):
             scale, overhead_s = _whole_from_sum(predicted, sums, measured)
@@ -180,30 +181,23 @@ class Committee:
         )
 
 
-def _with_gaps(found: Sequence[Observation], whole: Mapping[int, Whole]) -> list[Observation]:
-    """The operators with what a whole pass takes for each of them beyond what its own clock says.
+def _gap_s(sums: np.ndarray, counts: np.ndarray, whole: np.ndarray) -> float:
+    """Seconds that a whole pass takes for each operator beyond what the operator's own clock says.
 
     More, where what calls operators works between them; less, where their clocks take more time than is
     taken off: half a microsecond either way, up to a tenth of small networks. Whole passes are explained by
-    their operators' sum, the number of them and a constant.
+    their operators' ``sums``, the ``counts`` of them and a constant. Less than the clock resolves is none.
     """
-    index = {network: i for i, network in enumerate(whole)}
-    owner = np.array([index[o.network] for o in found])
-    measured = np.array([w.time_s for w in whole.values()])
-    sums = np.bincount(owner, weights=[o.time_s for o in found])
     # In microseconds, and drawn towards none: networks of one length cannot tell gaps from a constant.
-    counts = 1e-6 * np.bincount(owner)
-    design = np.stack([sums, np.full(len(measured), 1e-6), counts], axis=1) / measured[:, None]
-    doubt = np.array([[0.0, 0.0, 1e-3 * np.sqrt(len(measured))]])
-    weight = np.ones(len(measured))
+    design = np.stack([sums, np.full(len(whole), 1e-6), 1e-6 * counts], axis=1) / whole[:, None]
+    doubt = np.array([[0.0, 0.0, 1e-3 * np.sqrt(len(whole))]])
+    weight = np.ones(len(whole))
     for _ in range(STEPS):
         rows = np.concatenate([design * weight[:, None], doubt])
         line = np.linalg.lstsq(rows, np.append(weight, 0.0), rcond=None)[0]
         weight = _of_size(design @ line - 1)
     gap_s = 1e-6 * float(line[2])
-    if abs(gap_s) < CLOCK_S:
-        return list(found)
-    return [replace(o, time_s=max(o.time_s + gap_s, 0.5 * o.time_s)) for o in found]
+    return gap_s if abs(gap_s) >= CLOCK_S else 0.0
 
 
 STEPS = 8

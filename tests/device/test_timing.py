@@ -596,12 +596,12 @@ def errors_of(device: Simulated, visits: Sequence[Visit]) -> np.ndarray:
 def test_calm_times_come_through_spells_within_single_passes(journal: Journal) -> None:
     # A tenth of all passes are twice as slow, and 2 % noise on everything. A spell is in the smaller half
     # of four samples when three are slow, in one visit of 270, and then only by a part.
-    device = Simulated(noise=0.02, spell=0.1, seed=4)
+    device = Simulated(noise=0.02, spell=0.1, seed=5)
     visits = collect(visitor(device), Plan(0, SMALL), journal, 1e9, most_visits=24)
     slowest = [
         max(t) / device.true_time_s(s) for v in visits for s, t in zip(v.specs, v.times_s, strict=True)
     ]
-    assert np.mean(np.array(slowest) > 1.9) > 0.1  # the spells are in the samples
+    assert np.mean(np.array(slowest) > 1.9) > 0.2  # the spells are in the samples
     assert np.quantile(np.abs(errors_of(device, visits)), 0.95) < 0.04
 
 
