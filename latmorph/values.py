@@ -21,6 +21,19 @@ White noise is not, and a maximum over it takes longer; a constant under the noi
 in a network then takes as long as over a picture whose spectrum falls as a photograph's does.
 """
 
+PICTURE = 4
+"""A picture has at most so many channels."""
+
+MAP_NOISE = 0.35
+"""Deviation within a channel of a map, where that of the channels' means is one.
+
+That is what maps are like after some layers of a network, where neighbours are alike (correlation a half):
+a maximum over them takes less long than over white noise.
+"""
+
+BIAS = 0.1
+"""Deviation of what layers add: without it, gates and smooth activations make numbers ever smaller."""
+
 PERIOD = 65521
 """Random numbers are drawn once and repeated; a prime, so that no two rows of a weight are alike."""
 
@@ -48,26 +61,36 @@ class ParameterValues:
     def __call__(self, spec: TensorSpec) -> np.ndarray:
         """Values of the next parameter, of its shape; float32 for any floating dtype.
 
-        Matrices and kernels are normal with variance ``2 / fan_in`` (He et al. 2015), vectors are those of a
-        fresh norm: ones, and zeros where they are added; a number alone is a half. Integers are zero.
+        Matrices and kernels are normal with variance ``2 / fan_in`` (He et al. 2015), and what a layer adds
+        is normal with a deviation of :data:`BIAS`. Other vectors are those of a fresh norm, means zero and
+        the rest ones; a number alone is a half. Integers are zero.
         """
         if not _is_floating(spec):
             return np.zeros(spec.shape, dtype=spec.dtype)
-        if len(spec.shape) < 2:
-            value = 0.0 if spec.name in ("bias", "running_mean") else 1.0
-            if spec.numel == 1:  # a runtime leaves out products with one and sums with zero
-                value = 0.5
-            return np.full(spec.shape, value, dtype=np.float32)
-        fan_in = max(1, int(np.prod(spec.shape[1:])))
+        if spec.numel == 1:  # a runtime leaves out products with one and sums with zero
+            return np.full(spec.shape, 0.5, dtype=np.float32)
+        if len(spec.shape) < 2 and spec.name != "bias":
+            return np.full(spec.shape, float(spec.name != "running_mean"), dtype=np.float32)
         self._given += 1
-        return _repeated(spec.shape, (2.0 / fan_in) ** 0.5, self._given * STRIDE % PERIOD)
+        fan_in = max(1, int(np.prod(spec.shape[1:])))
+        scale = BIAS if len(spec.shape) < 2 else (2.0 / fan_in) ** 0.5
+        return _repeated(spec.shape, scale, self._given * STRIDE % PERIOD)
 
 
 def input_values(spec: TensorSpec) -> np.ndarray:
-    """Values of an input of a network, of its shape: normal, or zero where they are integers (indices)."""
+    """Values of an input of a network, of its shape: normal, or zero where they are integers (indices).
+
+    Of more channels than a picture has, they are as in maps deep inside: see :data:`MAP_NOISE`.
+    """
     if not _is_floating(spec):
         return np.zeros(spec.shape, dtype=spec.dtype)
-    return _repeated(spec.shape, 1.0, 0) + np.float32(INPUT_MEAN)
+    noise = _repeated(spec.shape, 1.0, 0)
+    if len(spec.shape) != 4 or spec.shape[1] <= PICTURE:
+        return noise + np.float32(INPUT_MEAN)
+    for axis in (2, 3):  # half alike, one place and the next
+        noise = (noise + np.roll(noise, 1, axis)) * np.float32(0.5**0.5)
+    channels = _repeated((1, spec.shape[1], 1, 1), 1.0, STRIDE)
+    return channels + np.float32(MAP_NOISE) * noise
 
 
 def _is_floating(spec: TensorSpec) -> bool:

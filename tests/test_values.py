@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latmorph.opspec import TensorSpec
-from latmorph.values import INPUT_MEAN, PERIOD, ParameterValues, input_values
+from latmorph.values import BIAS, INPUT_MEAN, MAP_NOISE, PERIOD, ParameterValues, input_values
 
 
 def weight(*shape: int, name: str = "weight", dtype: str = "float32") -> TensorSpec:
@@ -49,8 +49,23 @@ def test_no_value_is_denormal_or_infinite(shape: tuple[int, ...]) -> None:
 def test_vectors_are_those_of_a_fresh_norm() -> None:
     for name in ("weight", "running_var"):
         assert ParameterValues()(weight(9, name=name)).tolist() == [1.0] * 9
-    for name in ("bias", "running_mean"):
-        assert ParameterValues()(weight(9, name=name)).tolist() == [0.0] * 9
+    assert ParameterValues()(weight(9, name="running_mean")).tolist() == [0.0] * 9
+
+
+def test_what_is_added_is_small_and_different_everywhere() -> None:
+    values = ParameterValues()(weight(4000, name="bias"))
+    assert values.std() == pytest.approx(BIAS, rel=0.05)
+    assert len(np.unique(values)) == 4000
+
+
+def test_gates_do_not_make_activations_vanish() -> None:
+    # Two hundred layers that halve what they read, and more: 1e-60 and less, where nothing is added.
+    values = ParameterValues()
+    x = input_values(TensorSpec("input", (16, 64)))
+    for _ in range(200):
+        x = x @ values(weight(64, 64)).T + values(weight(64, name="bias"))
+        x = x / (1 + np.exp(-x)) / 2
+    assert 1e-3 < np.abs(x).mean() < 10
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
@@ -81,6 +96,17 @@ def test_inputs_are_normal_about_their_mean_and_the_same_each_time() -> None:
     assert np.mean(values > INPUT_MEAN) == pytest.approx(0.5, abs=0.02)
     assert np.array_equal(values, input_values(spec))
     assert input_values(TensorSpec("input", (2, 3), "bfloat16")).dtype == np.float32  # numpy has none
+
+
+def test_maps_differ_by_channel_and_are_alike_from_place_to_place() -> None:
+    values = input_values(TensorSpec("input", (1, 200, 28, 28)))
+    assert values.mean((2, 3)).std() == pytest.approx(1, rel=0.15)
+    within = values - values.mean((2, 3), keepdims=True)
+    assert within.std() == pytest.approx(MAP_NOISE, rel=0.05)
+    for a, b in ((within[..., 1:], within[..., :-1]), (within[:, :, 1:], within[:, :, :-1])):
+        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] == pytest.approx(0.5, abs=0.05)
+    picture = input_values(TensorSpec("input", (8, 3, 28, 28)))  # noise everywhere
+    assert abs(np.corrcoef(picture[..., 1:].ravel(), picture[..., :-1].ravel())[0, 1]) < 0.1
 
 
 def test_no_two_parameters_of_a_network_are_alike() -> None:

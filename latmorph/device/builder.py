@@ -401,6 +401,13 @@ class NetworkBuilder:
         made = [self._made(out, self.read(x).dtype)] * count
         return self._outputs(self._add("view", [x], made, chunks=count, dim=dim, op="chunk"))
 
+    def split(self, x: Source, sizes: Shape, dim: int) -> list[Source]:
+        """Parts of an axis, of such sizes."""
+        shape = self.shape(x)
+        made = [self._made((*shape[:dim], s, *shape[dim + 1 :]), self.read(x).dtype) for s in sizes]
+        step = self._add("view", [x], made, split_sizes=sizes, dim=dim, op="split_with_sizes")
+        return self._outputs(step)
+
     def roll(self, x: Source, shifts: Shape, dims: Shape) -> int:
         """Axes turned around."""
         return self._add("roll", [x], self.shape(x), shifts=shifts, dims=dims)

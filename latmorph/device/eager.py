@@ -77,7 +77,9 @@ class _EagerSession(StepSession):
         self.program = _Program(steps, device)
         self.twin = _Program(steps, device) if len(scratch) else None
         self.count = len(steps)
-        self.scratch = scratch
+        # The twin's weights are other memory too.
+        held = sum(int(step.spec.parameter_bytes) for step in steps) // 4
+        self.scratch = scratch[: max(0, len(scratch) - held)]
 
     def specs(self) -> tuple[OpSpec, ...]:
         return self.program.specs()

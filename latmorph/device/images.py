@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latmorph.device.builder import NetworkBuilder
-from latmorph.device.draw import Draw, up_to
+from latmorph.device.draw import SLOW_FLOPS, Draw, up_to
 
 
 def norm_act(net: NetworkBuilder, x: int, act: str) -> int:
@@ -31,9 +31,9 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         batch, size, width = draw.stage()
         net = NetworkBuilder((batch, min(width, widest), size, size), dtype)
         x = net.activation(-1, act, inplace=False)
-    grouped = bottleneck and draw.chance(0.4)
+    grouped = bottleneck and draw.chance(0.5)
     fixed_groups = draw.chance(0.4)
-    group = draw.one((4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
+    group = draw.one((4, 4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
     for block in range(6):
         if block and net.flops > limit:
             break
@@ -46,7 +46,7 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             inner = draw.width(max(8, out // 6), max(16, out // 2))
             groups = 1
             if grouped and fixed_groups:
-                groups = draw.one((2, 4, 8, 16, 32))
+                groups = draw.one((2, 4, 8, 16, 32, 32))
                 inner = max(1, inner // groups) * groups
             elif grouped:  # RegNet fixes the width of a group instead of their number
                 groups = max(1, round(inner / group))
@@ -76,7 +76,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """MobileNetV2 and V3, EfficientNet: inverted residuals, sometimes with squeeze and excite."""
     act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
     if draw.chance(0.3):
-        net = NetworkBuilder((1, 3, *[draw.image((224, 160, 96))] * 2), dtype)
+        net = NetworkBuilder((1, 3, *[draw.image((256, 224, 160, 96))] * 2), dtype)
         x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
         if draw.chance(0.5):
             x = norm_act(net, net.conv(x, net.shape(x)[1], 3, 1, net.shape(x)[1]), act)
@@ -150,8 +150,14 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     x = net.activation(-1, "relu", inplace=False)
     dense = draw.chance(0.25)
     wide = draw.one((5, 7))
+
+    def affordable(source: int) -> bool:
+        """Whether a 3x3 convolution of all that the branches together wrote is."""
+        width, size = net.shape(source)[1:3]
+        return 18 * batch * (size * width) ** 2 <= 4 * draw.reach * SLOW_FLOPS
+
     for block in range(5):
-        if block and net.flops > limit:
+        if block and (net.flops > limit or not affordable(x)):
             break
         width = net.shape(x)[1]
 
@@ -175,10 +181,125 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.pool(x, draw.name(("avg_pool2d", "max_pool2d")), 3, 1, 1)
             branches.append(unit(y, draw.width(narrow, 192)))
         x = net.cat(branches)
-        if draw.chance(0.3) and net.shape(x)[2] >= 5:
+        if draw.chance(0.3) and net.shape(x)[2] >= 5 and affordable(x):
             y = net.conv(x, draw.width(narrow, 384), 3, 2, padding=0)
             x = net.cat([norm_act(net, y, "relu"), net.pool(x, "max_pool2d", 3, 2)])
     return head(net, draw, x)
+
+
+def squeezed(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """SqueezeNet and SqueezeNext: few channels, then more, by kernels side by side or flat ones in a row."""
+    fire = draw.chance(0.5)
+    if draw.chance(0.4):
+        net = NetworkBuilder((1, 3, *[draw.image((224, 160, 128))] * 2), dtype)
+        x = net.activation(net.conv(-1, draw.width(32, 96), draw.one((3, 7)), 2, bias=True), "relu")
+        x = net.pool(x, "max_pool2d", 3, 2)
+    else:
+        _, size, width = draw.stage()
+        net = NetworkBuilder((1, width, size, size), dtype)
+        x = net.activation(-1, "relu", inplace=False)
+
+    def unit(source: int, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1) -> int:
+        y = net.conv(source, out, kernel, stride, bias=True)
+        return net.activation(y if fire else net.batch_norm(y), "relu")
+
+    for block in range(6):
+        if block and net.flops > limit / 2:
+            break
+        width, size = net.shape(x)[1:3]
+        if fire:
+            few, more = draw.width(8, max(16, width // 3)), draw.width(16, min(max(32, width), 320))
+            y = unit(x, few)
+            x = net.cat([unit(y, more), unit(y, more, 3)])
+            if size > 6 and draw.chance(0.3):
+                x = net.pool(x, "max_pool2d", 3, 2)
+        else:
+            stride = 2 if size >= 4 and draw.chance(0.25) else 1
+            out = draw.width(width, min(2 * width + 8, max(width, 512))) if stride > 1 else width
+            y = unit(unit(x, max(4, width // 2), 1, stride), max(4, width // 4))
+            y = unit(unit(y, max(4, out // 2), (1, 3)), max(4, out // 2), (3, 1))
+            y = unit(y, out)
+            x = x if stride == 1 else unit(x, out, 1, stride)
+            x = net.activation(net.binary("add", y, x), "relu")
+    if fire and draw.chance(0.5):  # classes are channels
+        x = net.activation(net.conv(x, draw.one((10, 1000)), 1, bias=True), "relu")
+        net.flatten(net.global_pool(x))
+        return net
+    return head(net, draw, x)
+
+
+def hybrid(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
+    """MobileViT and LeViT: convolutions, then attention over what they wrote, and back to pictures."""
+    size = 2 * draw.one((4, 4, 7, 8, 8, 14, 16, 16))
+    heads = draw.one((2, 3, 4, 4, 6))
+    width = heads * draw.one((16, 16, 24, 32, 36, 48))
+    net = NetworkBuilder((1, draw.width(24, 160), size, size), dtype)
+    act = draw.name(("silu", "hardswish"))
+    x = norm_act(net, net.conv(-1, width, 3, 1 if act == "silu" else 2), act)
+    for block in range(3):
+        if block and net.flops > limit:
+            break
+        x = (_folded if act == "silu" else _along)(net, draw, x, heads, limit)
+    return head(net, draw, x)
+
+
+def _folded(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) -> int:
+    """MobileViT's block: attention among the pixels that lie alike in patches of two by two."""
+    n, width, size, _ = net.shape(x)
+    side = size // 2
+    y = net.conv(norm_act(net, net.conv(x, width, 3), "silu"), width, 1)
+    y = net.reshape(y, (n * width * side, 2, side, 2))
+    y = net.reshape(net.transpose(y, 1, 2), (n, width, side * side, 4), copies=True)
+    tokens = (4 * n, side * side, width)
+    y = net.reshape(net.transpose(y, 1, 3), tokens)
+    for layer in range(draw.one((1, 2, 3))):
+        if layer and net.flops > limit:
+            break
+        z = net.linear(net.layer_norm(y), 3 * width)
+        shape = (*tokens[:2], 3, heads, width // heads)
+        z = net.permute(net.reshape(z, shape), (2, 0, 3, 1, 4))
+        q, k, v = (net.select(z, 0, i) for i in range(3))
+        z = net.reshape(net.transpose(net.attention(q, k, v), 1, 2), tokens)
+        y = net.binary("add", y, net.linear(z, width))
+        z = net.activation(net.linear(net.layer_norm(y), 2 * width), "silu", inplace=False)
+        y = net.binary("add", y, net.linear(z, width))
+    y = net.reshape(net.layer_norm(y), (n, 4, side * side, width))
+    y = net.reshape(net.transpose(y, 1, 3), (n * width * side, side, 2, 2), copies=True)
+    y = net.reshape(net.transpose(y, 1, 2), (n, width, size, size), copies=True)
+    y = norm_act(net, net.conv(y, width, 1), "silu")
+    return norm_act(net, net.conv(net.cat([x, y]), width, 3), "silu")
+
+
+def _along(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) -> int:
+    """LeViT's block: keys narrower than values, a bias for every distance, batch norm over tokens."""
+    n, width, size, _ = net.shape(x)
+    tokens = (n, size * size, width)
+    narrow, wide = draw.one((16, 16, 32)), draw.one((1, 2, 4)) * 16
+
+    def dense(source: int, out: int) -> int:
+        y = net.linear(source, out, bias=False)
+        flat = net.batch_norm(net.reshape(y, (n * tokens[1], out)))
+        return net.reshape(flat, (n, tokens[1], out))
+
+    y = net.transpose(net.reshape(x, (n, width, tokens[1])), 1, 2)
+    for layer in range(draw.one((1, 2, 3))):
+        if layer and net.flops > limit:
+            break
+        each = 2 * narrow + wide
+        z = net.reshape(dense(y, heads * each), (n, tokens[1], heads, each))
+        q, k, v = net.split(z, (narrow, narrow, wide), 3)
+        q, k, v = net.permute(q, (0, 2, 1, 3)), net.permute(k, (0, 2, 3, 1)), net.permute(v, (0, 2, 1, 3))
+        # Batch norm at rest keeps sums as large as they are: a real one makes them of size one.
+        a = net.scalar("mul", net.matmul(q, k), 0.1 * narrow**-0.5)
+        bias = net.table_rows(tokens[1], heads, tokens[1] ** 2)
+        bias = net.permute(net.reshape(bias, (tokens[1], tokens[1], heads)), (2, 0, 1))
+        a = net.softmax(net.binary("add", a, bias))
+        z = net.reshape(net.transpose(net.matmul(a, v), 1, 2), (n, tokens[1], heads * wide), copies=True)
+        z = dense(net.activation(z, "hardswish", inplace=False), width)
+        y = net.binary("add", y, z)
+        z = net.activation(dense(y, 2 * width), "hardswish", inplace=False)
+        y = net.binary("add", y, dense(z, width))
+    return net.reshape(net.transpose(y, 1, 2), (n, width, size, size), copies=True)
 
 
 def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:

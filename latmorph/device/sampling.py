@@ -25,6 +25,8 @@ FAMILIES: tuple[tuple[Callable[[Draw, float, str], NetworkBuilder], float], ...]
     (images.branches, 0.17),
     (sequences.transformer, 0.12),
     (images.pointwise, 0.08),
+    (images.squeezed, 0.05),
+    (images.hybrid, 0.03),
     (images.decoder, 0.08),
     (images.light, 0.05),
     (images.video, 0.03),

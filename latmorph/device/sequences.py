@@ -11,7 +11,9 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     heads, head = _heads(draw)
     width = heads * head
     patch = draw.one((16, 16, 14, 32))
-    side = draw.one((7, 8, 14, 14, 14, 16)) if draw.chance(0.5) else int(draw.random.integers(3, 33))
+    side = (
+        draw.one((6, 7, 8, 14, 14, 14, 16, 24, 32)) if draw.chance(0.5) else int(draw.random.integers(3, 33))
+    )
     batch = 1 if draw.chance(0.8) else draw.one((2, 4, 8)) * (1 if draw.reach < 16 else 4)
     while side > 3 and batch * _block_flops(side * side, width) > 4 * limit:
         side -= 1
@@ -19,7 +21,9 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     x = net.conv(-1, width, patch, patch, bias=True, padding=0)
     x = net.layout(x, "flatten", (batch, width, side * side), start_dim=2, end_dim=-1)
     x = net.transpose(x, 1, 2)
-    x = net.cat([net.layout(x, "slice", (batch, 1, width), dim=1, start=0, end=1, step=1), x], 1)
+    marked = draw.chance(0.6)
+    if marked:  # a token for the whole; without one, tokens stay columns of the picture, strided
+        x = net.cat([net.layout(x, "slice", (batch, 1, width), dim=1, start=0, end=1, step=1), x], 1)
     tokens = net.shape(x)[1]
     x = net.parameter_binary("add", x, (1, tokens, width))
     for block in range(4):
@@ -41,8 +45,8 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         y = net.activation(y, draw.name(("gelu", "gelu", "gelu", "silu")), inplace=False)
         y = net.layout(net.linear(y, width), "dropout", shape, p=0.0, train=False)
         x = net.binary("add", x, y)
-    x = net.select(net.layer_norm(x), 1, 0)
-    net.linear(x, draw.one((10, 1000)))
+    x = net.layer_norm(x)
+    net.linear(net.select(x, 1, 0) if marked else net.mean(x, (1,)), draw.one((10, 1000)))
     return net
 
 
@@ -73,6 +77,10 @@ def windows(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         bias = net.table_rows((2 * window - 1) ** 2, heads, tokens**2)
         bias = net.contiguous(net.permute(net.reshape(bias, (tokens, tokens, heads)), (2, 0, 1)))
         a = net.binary("add", a, net.layout(bias, "unsqueeze", (1, heads, tokens, tokens), dim=0))
+        if shift:
+            scores = net.reshape(a, (1, count, heads, tokens, tokens))
+            scores = net.binary("add", scores, _apart(net, count, tokens, 2 * across - 1))
+            a = net.reshape(scores, (count, heads, tokens, tokens))
         y = net.transpose(net.matmul(net.softmax(a), v), 1, 2)
         y = net.linear(net.reshape(y, (count, tokens, width), copies=True), width)
         y = net.permute(net.reshape(y, (1, across, across, window, window, width)), (0, 1, 3, 2, 4, 5))
@@ -88,6 +96,27 @@ def windows(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         x = net.linear(net.layer_norm(x), 2 * width, bias=False)
     net.linear(net.mean(x, (1, 2)), draw.one((10, 1000)))
     return net
+
+
+def _apart(net: NetworkBuilder, count: int, tokens: int, split: int) -> int:
+    """Minus 100 between the halves of the last ``split`` windows, which a shift brought together.
+
+    Its exponential is a denormal number, and arithmetic with those is slow.
+    """
+    late = net.scalar("ge", net.create("arange", (count,), "int64", end=count), count - split)
+    low = net.scalar("ge", net.create("arange", (tokens,), "int64", end=tokens), tokens // 2)
+    late, low = (
+        net.layout(late, "unsqueeze", (count, 1), dim=1),
+        net.layout(low, "unsqueeze", (1, tokens), dim=0),
+    )
+    half = net.cast(net.binary("logical_and", late, low), net.dtype)
+    rows = net.layout(half, "unsqueeze", (count, 1, tokens), dim=1)
+    columns = net.layout(half, "unsqueeze", (count, tokens, 1), dim=2)
+    mask = net.binary("sub", rows, columns)
+    mask = net.masked_fill(mask, net.scalar("ne", mask, 0), -100.0)
+    mask = net.masked_fill(mask, net.scalar("eq", mask, 0), 0.0)
+    mask = net.layout(mask, "unsqueeze", (count, 1, tokens, tokens), dim=1)
+    return net.layout(mask, "unsqueeze", (1, count, 1, tokens, tokens), dim=0)
 
 
 def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
@@ -120,7 +149,7 @@ def _heads(draw: Draw) -> tuple[int, int]:
     """Heads and the size of one: as designed, or any, as heads that lost channels have."""
     if draw.chance(0.5):
         return draw.one((2, 3, 4, 4, 6, 8, 12)), draw.one((32, 64, 64, 64, 48))
-    return draw.one((1, 2, 3, 4, 5, 6, 8)), round(draw.log_uniform(2, 96))
+    return draw.one((1, 2, 3, 4, 5, 6, 8, 12)), round(draw.log_uniform(2, 96))
 
 
 def _block_flops(length: int, width: int) -> int:

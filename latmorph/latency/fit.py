@@ -117,8 +117,9 @@ class Committee:
         index = {network: i for i, network in enumerate(networks.tolist())}
         owner = np.array([index[o.network] for o in found])
         measured = np.array([whole[n].time_s for n in networks.tolist()])
-        gap_s = _gap_s(np.bincount(owner, [o.time_s for o in found]), np.bincount(owner), measured)
-        found = [replace(o, time_s=max(o.time_s + gap_s, 0.5 * o.time_s)) for o in found]
+        times_s = np.array([o.time_s for o in found])
+        times_s = np.maximum(times_s + _gaps_s(times_s, owner, measured), 0.5 * times_s)
+        found = [replace(o, time_s=time_s) for o, time_s in zip(found, times_s.tolist(), strict=True)]
         calm_s, held_s = np.empty(len(found)), np.empty(len(found))
         predictors = []
         for fold in range(FOLDS):
@@ -181,23 +182,37 @@ class Committee:
         )
 
 
-def _gap_s(sums: np.ndarray, counts: np.ndarray, whole: np.ndarray) -> float:
+def _gaps_s(times: np.ndarray, owner: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Seconds that a whole pass takes for each operator beyond what the operator's own clock says.
 
     More, where what calls operators works between them; less, where their clocks take more time than is
-    taken off: half a microsecond either way, up to a tenth of small networks. Whole passes are explained by
-    their operators' ``sums``, the ``counts`` of them and a constant. Less than the clock resolves is none.
+    taken off. ``times`` are the operators', of networks ``owner`` that take ``whole``. Whole passes are
+    explained by the sums of their operators, a constant, a gap for every operator, and one more for those
+    that last longer than :data:`SHARED_S`: what clocks the work of several threads takes time itself. Less
+    than the clock resolves is none.
     """
+    shared = times / (times + SHARED_S)
+    count = len(whole)
     # In microseconds, and drawn towards none: networks of one length cannot tell gaps from a constant.
-    design = np.stack([sums, np.full(len(whole), 1e-6), 1e-6 * counts], axis=1) / whole[:, None]
-    doubt = np.array([[0.0, 0.0, 1e-3 * np.sqrt(len(whole))]])
-    weight = np.ones(len(whole))
+    terms = (
+        np.bincount(owner, times, count),
+        np.full(count, 1e-6),
+        1e-6 * np.bincount(owner, minlength=count),
+        1e-6 * np.bincount(owner, shared, count),
+    )
+    design = np.stack(terms, axis=1) / whole[:, None]
+    doubt = 1e-3 * np.sqrt(count) * np.eye(4)[2:]
+    weight = np.ones(count)
     for _ in range(STEPS):
         rows = np.concatenate([design * weight[:, None], doubt])
-        line = np.linalg.lstsq(rows, np.append(weight, 0.0), rcond=None)[0]
+        line = np.linalg.lstsq(rows, np.append(weight, (0.0, 0.0)), rcond=None)[0]
         weight = _of_size(design @ line - 1)
-    gap_s = 1e-6 * float(line[2])
-    return gap_s if abs(gap_s) >= CLOCK_S else 0.0
+    gaps_s = 1e-6 * (line[2] + line[3] * shared)
+    return np.where(np.abs(gaps_s) >= CLOCK_S, gaps_s, 0.0)
+
+
+SHARED_S = 2e-5
+"""Operators that last so long are shared among threads where there are several; many shorter ones are not."""
 
 
 STEPS = 8
@@ -375,26 +390,27 @@ That is if they lie a factor ``e`` around it. Fewer do where they agree, as thei
 
 
 def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int) -> Family:
-    limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
+    overhead, level, target, weight = part.overhead_s, usual, part.target, part.weight
     if not np.any(table.ideal_s > 0):  # nothing computed and nothing moved: views cost their dispatch
-        middle = float(np.median(table.times_s))
-        return Family(middle, 0.0, BOUND, 0.0, table.names, *limits, _as_arrays(NO_TREES))
-    weight, target = part.weight, part.target
-    # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
-    told = float(part.informed.sum())
-    level = usual
-    if told:
-        own = _weighted_median(target, part.informed * weight)
-        spread = max(_weighted_median(np.abs(target - own), part.informed * weight), 0.1)
-        doubt = BELIEF * min(spread, 1.0) ** 2
-        level = (told * own + doubt * usual) / (told + doubt)
-    target = np.where(part.informed > 0, target, level)
+        overhead, level = float(np.median(table.times_s)), 0.0
+        target = np.log(np.maximum(table.times_s, CLOCK_S) / max(overhead, CLOCK_S))
+        weight = table.share**0.75
+    else:
+        # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
+        told = float(part.informed.sum())
+        if told:
+            own = _weighted_median(target, part.informed * weight)
+            spread = max(_weighted_median(np.abs(target - own), part.informed * weight), 0.1)
+            doubt = BELIEF * min(spread, 1.0) ** 2
+            level = (told * own + doubt * usual) / (told + doubt)
+        target = np.where(part.informed > 0, target, level)
     unseen = _cross_fitted(table, target - level, weight, seed, rounds // 3)
     slopes = _slopes(table.spell, target - level - unseen, weight)
     left = target - level - table.spell @ slopes
     typical = _boosted(table.x, left, weight, seed, rounds)
     trees = _as_arrays(typical + _means(table.x, left - unseen, weight, seed, rounds // 5))
-    return Family(part.overhead_s, level, BOUND, 0.0, table.names, *limits, trees, tuple(slopes.tolist()))
+    limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
+    return Family(overhead, level, BOUND, 0.0, table.names, *limits, trees, tuple(slopes.tolist()))
 
 
 def _cross_fitted(

@@ -134,11 +134,13 @@ class Predictor:
                 overhead[chosen] = self.model.roofs.overhead_s
                 continue
             measured[chosen] = True
-            overhead[chosen] = family.overhead_s
             table = [roofline.features(specs[i], variants, places[i]) for i in chosen]
             x = _aligned(family, table)
             fine, distance = self._residual(name, family, x)
             residual[chosen] = fine.reshape(len(chosen), variants)
+            # What computes and moves nothing is all overhead, and its residual is of that.
+            still = compute[chosen] + memory[chosen] == 0
+            overhead[chosen] = family.overhead_s * np.exp(np.where(still, residual[chosen] - family.level, 0))
             sigma[chosen] = family.sigma + 0.2 * distance.reshape(len(chosen), variants)
         factor = self.model.scale * np.exp(residual)
         compute, memory = compute * factor, memory * factor

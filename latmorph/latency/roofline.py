@@ -115,6 +115,7 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
     handler = ops.handler_of(spec.kind)
     width_in, width_out = handler.widths(spec)
     parameters = spec.parameter_bytes
+    read = (1, 1, *(spec.inputs[0].shape if spec.inputs else ()))
     sizes: dict[str, Scalar] = {
         "flops": handler.flops(spec),
         "bytes": handler.bytes(spec),
@@ -130,6 +131,8 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
         "batch": (*spec.out.shape, 1)[0],
         "width_in": width_in,
         "width_out": width_out,
+        "last": read[-1],  # what lies side by side is one run for a copy, at least
+        "last_two": read[-2] * read[-1],
         "inplace": int(bool(spec.attr("inplace"))),
         "strided": int(bool(spec.attr("strided"))),
         **handler.features(spec),

@@ -65,10 +65,13 @@ class Convolution(Handler):
     def family(self, spec: OpSpec) -> str:
         one = isinstance(spec["weight"].shape[1], int) and spec["weight"].shape[1] == 1
         wide = spec["input"].shape[self.channel_axis(spec)]
-        if not one or (isinstance(wide, int) and wide == 1):
-            pointwise = spec.kind == "conv2d" and prod(spec["weight"].shape[2:]) == 1
-            return "pointwise" if pointwise else spec.kind
-        return "depthwise" if spec.kind == "conv2d" else f"depthwise{spec.kind[-2:]}"
+        if one and not (isinstance(wide, int) and wide == 1):
+            return "depthwise" if spec.kind == "conv2d" else f"depthwise{spec.kind[-2:]}"
+        if spec.kind != "conv2d":
+            return spec.kind
+        if spec.attr("groups", 1) > 1:
+            return "grouped"
+        return "pointwise" if prod(spec["weight"].shape[2:]) == 1 else "conv2d"
 
     def fitted(self, spec: OpSpec) -> OpSpec:
         return spec.with_attr("groups", self.groups(spec))
