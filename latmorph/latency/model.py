@@ -72,6 +72,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``t = scale * (overhead + smoothmax(compute, memory) * exp(residual))`` for one operator.
 
+    A view, which computes and moves nothing, takes ``scale * overhead * exp(residual - level)``.
     A whole pass takes the sum of its operators and ``overhead_s``. Both it and ``scale`` are fitted on
     networks held out of the rest; ``sigma`` is the standard deviation of the log of what is left.
     """
