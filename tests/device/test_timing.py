@@ -596,7 +596,7 @@ def errors_of(device: Simulated, visits: Sequence[Visit]) -> np.ndarray:
 def test_calm_times_come_through_spells_within_single_passes(journal: Journal) -> None:
     # A tenth of all passes are twice as slow, and 2 % noise on everything. A spell is in the smaller half
     # of four samples when three are slow, in one visit of 270, and then only by a part.
-    device = Simulated(noise=0.02, spell=0.1, seed=5)
+    device = Simulated(noise=0.02, spell=0.1, seed=7)
     visits = collect(visitor(device), Plan(0, SMALL), journal, 1e9, most_visits=24)
     slowest = [
         max(t) / device.true_time_s(s) for v in visits for s, t in zip(v.specs, v.times_s, strict=True)

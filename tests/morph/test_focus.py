@@ -86,7 +86,7 @@ def test_predictions_of_the_networks_variants_get_better(base: lm.Profile, graph
     device = Simulated()
     random = np.random.default_rng(5)
     before, after = [], []
-    made = focused(base, graph, most_visits=60)
+    made = focused(base, graph, most_visits=150)
     for _ in range(12):
         widths = graph.widths.copy()
         for g in graph.prunable:
