@@ -235,6 +235,16 @@ def test_planted_overheads_of_families_are_recovered() -> None:
     assert all(f.bound == BOUND for f in families.values())
 
 
+def of_any_length(random: np.random.Generator, width: int, kernel: int) -> NetworkBuilder:
+    """A network of 4 to 40 operators: relus, and convolutions of one width and kernel between them."""
+    net = NetworkBuilder((1, int(random.integers(8, 64)), 14, 14))
+    x = -1
+    for _ in range(int(random.integers(4, 40))):
+        relu = random.random() < 0.7
+        x = net.activation(x, "relu", inplace=False) if relu else net.conv(x, width, kernel)
+    return net
+
+
 @pytest.mark.parametrize("gap_s", [2e-6, -5e-7])
 def test_what_lies_between_operators_is_counted_with_them(gap_s: float) -> None:
     # Each operator takes so much longer, or less long, in whole passes than its own clock says. Networks
@@ -242,10 +252,7 @@ def test_what_lies_between_operators_is_counted_with_them(gap_s: float) -> None:
     device, visits = Simulated(), []
     random = np.random.default_rng(0)
     for k in range(60):
-        net = NetworkBuilder((1, int(random.integers(8, 64)), 14, 14))
-        x = -1
-        for _ in range(int(random.integers(4, 40))):
-            x = net.activation(x, "relu", inplace=False) if random.random() < 0.7 else net.conv(x, 24, 1)
+        net = of_any_length(random, 24, 1)
         visit = quiet_visit(device, k, tuple(net.steps))
         whole_s = visit.whole_s[0] + len(net.steps) * gap_s + 2e-5
         visits.append(dataclasses.replace(visit, whole_s=(whole_s,)))
@@ -265,10 +272,7 @@ def test_clocks_that_take_longer_over_long_operators_are_taken_off() -> None:
     device, visits = Simulated(), []
     random = np.random.default_rng(0)
     for k in range(60):
-        net = NetworkBuilder((1, int(random.integers(8, 64)), 14, 14))
-        x = -1
-        for _ in range(int(random.integers(4, 40))):
-            x = net.conv(x, 64, 3) if random.random() < 0.3 else net.activation(x, "relu", inplace=False)
+        net = of_any_length(random, 64, 3)
         times = np.array([device.true_time_s(step.spec) for step in net.steps])
         clocked = times + 1e-5 * (times > 5e-5)
         visit = times_visit(k, tuple(net.steps), clocked.tolist())
