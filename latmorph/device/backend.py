@@ -11,7 +11,16 @@ from latmorph.opspec import OpSpec, Step
 
 
 class Session(ABC):
-    """A network that is loaded on the device and ready to run."""
+    """A network that is loaded on the device and ready to run.
+
+    ``apart`` says whether clocked passes run another copy of it than whole ones.
+    """
+
+    apart = False
+
+    def disturb(self) -> None:
+        """Leave the caches as the rest of a larger network would; nothing where there is no such rest."""
+        return
 
     @abstractmethod
     def time_steps(self) -> float:
@@ -74,8 +83,8 @@ class Backend(ABC):
     def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
         """Make a network ready to run: weights of its own, an input, nothing shared with another.
 
-        Before each pass ``scratch_bytes`` of other memory are read, as the rest of a larger network
-        would do: sampled networks are small, and their weights would otherwise never leave the cache.
+        :meth:`Session.disturb` reads ``scratch_bytes`` of other memory, as the rest of a larger network
+        would: sampled networks are small, and their weights would otherwise never leave the cache.
         """
 
     @abstractmethod

@@ -318,6 +318,15 @@ class NetworkBuilder:
             sources, names = [*sources, mask], [*names, "attn_mask"]
         return self._add("scaled_dot_product_attention", sources, out, (), names, **attrs)
 
+    def query_key_value(self, x: Source, heads: int, copied: bool = False) -> list[int]:
+        """What a fused layer says, ``(n, length, 3 * width)``, as three of ``(n, heads, length, head)``."""
+        n, length, width = self.shape(x)
+        y = self.reshape(x, (n, length, 3, heads, width // (3 * heads)))
+        y = self.permute(y, (2, 0, 3, 1, 4))
+        if copied:
+            y = self.contiguous(y)
+        return [self.select(y, 0, i) for i in range(3)]
+
     def recurrent(
         self, x: Source, kind: str, hidden: int, layers: int = 1, bidirectional: bool = False
     ) -> int:
@@ -360,6 +369,11 @@ class NetworkBuilder:
         table = TensorSpec("self", (rows, width), self.dtype, True)
         places = TensorSpec("indices", (count,), "int64", True)
         return self._append(OpSpec("index", (table, places), (self._made((count, width)),)), [])
+
+    def distance_bias(self, rows: int, heads: int, tokens: int) -> int:
+        """What every head adds for every two tokens, ``(heads, tokens, tokens)``, out of a learned table."""
+        bias = self.table_rows(rows, heads, tokens**2)
+        return self.permute(self.reshape(bias, (tokens, tokens, heads)), (2, 0, 1))
 
     def create(self, kind: str, shape: Shape, dtype: str | None = None, **attrs: Any) -> int:
         """A tensor made of a value or of a range."""

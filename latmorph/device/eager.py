@@ -85,11 +85,10 @@ class _EagerSession(StepSession):
         return self.program.specs()
 
     def disturb(self) -> None:
-        """Leave the caches as the rest of a larger network would before the pass.
+        """Read other memory, and run operators of the same kinds, with weights of their own.
 
-        Other memory was read, and operators of the same kinds ran, with weights of their own: so weights are
-        cold, activations and code are warm. After the memory alone every kind's code is cold once a pass,
-        which short networks suffer from most: a tenth, where operators are small.
+        So weights are cold, activations and code are warm. After the memory alone every kind's code is cold
+        once a pass, which short networks suffer from most: a tenth, where operators are small.
         """
         if self.twin is not None:
             self.scratch.sum()
@@ -98,7 +97,6 @@ class _EagerSession(StepSession):
 
 class _CpuSession(_EagerSession):
     def clock_steps(self) -> list[float]:
-        self.disturb()
         starts, ends = [0] * self.count, [0] * self.count
         clock = time.perf_counter_ns
 
@@ -112,7 +110,6 @@ class _CpuSession(_EagerSession):
         return [(b - a) * 1e-9 for a, b in zip(starts, ends, strict=True)]
 
     def time_whole(self) -> float:
-        self.disturb()
         start = time.perf_counter_ns()
         self.program.run()
         return (time.perf_counter_ns() - start) * 1e-9
@@ -231,13 +228,11 @@ class _CudaSession(_EagerSession):
         self.events = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(len(steps))]
 
     def clock_steps(self) -> list[float]:
-        self.disturb()
         self.program.run(lambda i, inputs: self.events[i][0].record(), lambda i: self.events[i][1].record())
         self.backend.cuda.synchronize()
         return [a.elapsed_time(b) * 1e-3 for a, b in self.events]
 
     def time_whole(self) -> float:
-        self.disturb()
         return self.backend.time_call(self.program.run)
 
 

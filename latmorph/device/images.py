@@ -255,10 +255,7 @@ def _folded(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) -
     for layer in range(draw.one((1, 2, 3))):
         if layer and net.flops > limit:
             break
-        z = net.linear(net.layer_norm(y), 3 * width)
-        shape = (*tokens[:2], 3, heads, width // heads)
-        z = net.permute(net.reshape(z, shape), (2, 0, 3, 1, 4))
-        q, k, v = (net.select(z, 0, i) for i in range(3))
+        q, k, v = net.query_key_value(net.linear(net.layer_norm(y), 3 * width), heads)
         z = net.reshape(net.transpose(net.attention(q, k, v), 1, 2), tokens)
         y = net.binary("add", y, net.linear(z, width))
         z = net.activation(net.linear(net.layer_norm(y), 2 * width), "silu", inplace=False)
@@ -291,9 +288,7 @@ def _along(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) ->
         q, k, v = net.permute(q, (0, 2, 1, 3)), net.permute(k, (0, 2, 3, 1)), net.permute(v, (0, 2, 1, 3))
         # Batch norm at rest keeps sums as large as they are: a real one makes them of size one.
         a = net.scalar("mul", net.matmul(q, k), 0.1 * narrow**-0.5)
-        bias = net.table_rows(tokens[1], heads, tokens[1] ** 2)
-        bias = net.permute(net.reshape(bias, (tokens[1], tokens[1], heads)), (2, 0, 1))
-        a = net.softmax(net.binary("add", a, bias))
+        a = net.softmax(net.binary("add", a, net.distance_bias(tokens[1], heads, tokens[1])))
         z = net.reshape(net.transpose(net.matmul(a, v), 1, 2), (n, tokens[1], heads * wide), copies=True)
         z = dense(net.activation(z, "hardswish", inplace=False), width)
         y = net.binary("add", y, z)

@@ -30,11 +30,7 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if block and net.flops > limit:
             break
         y = net.linear(net.layer_norm(x), 3 * width)
-        y = net.layout(y, "view", (batch, tokens, 3, heads, head), size=(batch, tokens, 3, heads, head))
-        y = net.permute(y, (2, 0, 3, 1, 4))
-        if draw.chance(0.4):
-            y = net.layout(y, "contiguous", net.shape(y), copies=True)
-        q, k, v = (net.select(y, 0, i) for i in range(3))
+        q, k, v = net.query_key_value(y, heads, copied=draw.chance(0.4))
         y = net.transpose(net.attention(q, k, v), 1, 2)
         shape = (batch, tokens, width)
         # Attention on the CPU returns tokens before heads in memory, so that merging heads is a view.
@@ -69,13 +65,10 @@ def windows(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.roll(y, (-shift, -shift), (1, 2))
         y = net.permute(net.reshape(y, (1, across, window, across, window, width)), (0, 1, 3, 2, 4, 5))
         y = net.reshape(y, (count, tokens, width), copies=across > 1)
-        y = net.linear(y, 3 * width)
-        y = net.permute(net.reshape(y, (count, tokens, 3, heads, head)), (2, 0, 3, 1, 4))
-        q, k, v = (net.select(y, 0, i) for i in range(3))
+        q, k, v = net.query_key_value(net.linear(y, 3 * width), heads)
         q = net.scalar("mul", q, head**-0.5)
         a = net.matmul(q, net.transpose(k, 2, 3))
-        bias = net.table_rows((2 * window - 1) ** 2, heads, tokens**2)
-        bias = net.contiguous(net.permute(net.reshape(bias, (tokens, tokens, heads)), (2, 0, 1)))
+        bias = net.contiguous(net.distance_bias((2 * window - 1) ** 2, heads, tokens))
         a = net.binary("add", a, net.layout(bias, "unsqueeze", (1, heads, tokens, tokens), dim=0))
         if shift:
             scores = net.reshape(a, (1, count, heads, tokens, tokens))

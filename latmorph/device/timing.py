@@ -34,7 +34,7 @@ class StopRule:
 
     spread: float = 0.02
     least: int = 4
-    most: int = 10
+    most: int = 6
     seconds: float = 0.4
 
     def enough(self, totals: Sequence[float], spent_s: float) -> bool:
@@ -152,23 +152,28 @@ def visit_network(
     """Load a network, settle it, and time its steps until ``rule`` is content, then its whole, four times.
 
     Passes of one kind stand in a row, since a runtime may hold the network twice, once with clocks in it:
-    each finds the caches as the last pass of its kind left them.
+    each finds the caches as the last pass of its kind left them. As in :func:`time_calls`, the reference runs
+    right before each pass: it also wakes the other threads, which sleep while other memory is read.
     """
     session = backend.load(steps, scratch_bytes)
     traffic = [backend.traffic() for _ in range(RUNS)]
-    unsettled = settle(session.time_steps, ALONE_S)
-    references = [backend.reference()]
+    references: list[float] = []
+
+    def disturbed(run: Callable[[], float]) -> float:
+        session.disturb()
+        references.append(backend.reference())
+        return run()
+
+    unsettled = settle(lambda: disturbed(session.time_steps), ALONE_S)
+    del references[:-1]
     totals: list[float] = []
     start = time.perf_counter()
     while not totals or not rule.enough(totals, time.perf_counter() - start):
-        steps_s = session.time_steps()
-        references.append(backend.reference())
+        steps_s = disturbed(session.time_steps)
         totals.append(steps_s / min(references[-2:]))
-    settle(session.time_whole, ALONE_S)
-    whole_s = []
-    for _ in range(4):
-        whole_s.append(session.time_whole())
-        references.append(backend.reference())
+    if session.apart:
+        settle(lambda: disturbed(session.time_whole), ALONE_S)
+    whole_s = [disturbed(session.time_whole) for _ in range(4)]
     traffic += [backend.traffic() for _ in range(RUNS)]
     specs, passes = session.finish()
     return Visit(
