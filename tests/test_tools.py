@@ -6,6 +6,7 @@ import math
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -356,16 +357,17 @@ def test_a_run_is_written_and_predicted_anew(tmp_path: Path, profiles_folder: Pa
 def test_networks_are_exported_once_for_onnx_runtime(tmp_path: Path, parent: Case) -> None:
     pytest.importorskip("onnxruntime")
     args = Namespace(journals=tmp_path)
-    profile = SimpleNamespace(fingerprint=SimpleNamespace(runtime="onnxruntime"))
+    profile: Any = SimpleNamespace(fingerprint=SimpleNamespace(runtime="onnxruntime"))
     plan = accuracy.Plan([parent])
     predicted = {"small": accuracy.Forecast(1, 1.0, 1.0, (0.5, 2.0), (), "digest")}
     failed: dict[str, str] = {}
-    files = accuracy._files(args, profile, plan, predicted, failed)
+    measuring = accuracy.Measuring(args, profile, plan, predicted, failed)
+    files = measuring.files()
     assert not failed
     first = Path(files["small"])
     written = first.stat().st_mtime_ns
     assert lm.capture(first).flops == lm.capture(*parent.make()).flops
-    assert accuracy._files(args, profile, plan, predicted, failed) == files
+    assert measuring.files() == files
     assert first.stat().st_mtime_ns == written
 
 

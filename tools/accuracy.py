@@ -320,7 +320,8 @@ def run(args: argparse.Namespace, profile: Profile, name: str) -> Figures:
         "profile": profile.name,
         "reference_s": profile.header.reference_s,
     }
-    files = _files(args, profile, plan, predicted, failed)
+    measuring = Measuring(args, profile, plan, predicted, failed)
+    files = measuring.files()
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(
             contextlib.closing(Journal(journal_path(args, profile, name), head, args.resume))
@@ -328,7 +329,7 @@ def run(args: argparse.Namespace, profile: Profile, name: str) -> Figures:
         backend = stack.enter_context(backend_of(profile.fingerprint))
         call = stack.enter_context(caller_of(backend, import_zoos))
         for number in range(ROUNDS):
-            _measure_round(args, profile, plan, predicted, files, call, journal, number, failed)
+            measuring.measure(number, call, journal, files)
     rounds = {
         case.name: tuple(journal.taken[case.name, number] for number in range(ROUNDS))
         for case in plan.networks
@@ -337,70 +338,65 @@ def run(args: argparse.Namespace, profile: Profile, name: str) -> Figures:
     return figures_of(args, profile, name, plan, predicted, rounds, load[:2], failed)
 
 
-def _files(
-    args: argparse.Namespace,
-    profile: Profile,
-    plan: Plan,
-    predicted: Mapping[str, Forecast],
-    failed: dict[str, str],
-) -> dict[str, str]:
-    """For ONNX Runtime, by name, the file that torch's exporter wrote of each network that is predicted.
+@dataclass(frozen=True)
+class Measuring:
+    """What a run measures: the networks of a plan that were predicted. ``failed`` says why one is missing."""
 
-    Files stay beside the journals by the network's digest, since exporting takes longer than measuring.
-    """
-    files: dict[str, str] = {}
-    if profile.fingerprint.runtime != "onnxruntime":
+    args: argparse.Namespace
+    profile: Profile
+    plan: Plan
+    predicted: Mapping[str, Forecast]
+    failed: dict[str, str]
+
+    def files(self) -> dict[str, str]:
+        """For ONNX Runtime, by name, the file that torch's exporter wrote of each network.
+
+        Files stay beside the journals by the network's digest: exporting takes longer than measuring.
+        """
+        files: dict[str, str] = {}
+        if self.profile.fingerprint.runtime != "onnxruntime":
+            return files
+        for case in self.plan.networks:
+            if case.name in self.predicted:
+                digest = digest_of(self.predicted[case.name].digest, torch.__version__)
+                path = self.args.journals / "onnx" / f"{digest}.onnx"
+                try:
+                    if not path.exists():
+                        model, inputs = case.make()
+                        # The exported file lives as long as the model does.
+                        write_whole(path, exported(model, inputs).read_bytes())
+                    files[case.name] = str(path)
+                except Exception as error:  # one network must not end the run; the page names it
+                    self.failed[case.name] = _reason(error)
         return files
-    for case in plan.networks:
-        if case.name in predicted:
-            digest = digest_of(predicted[case.name].digest, torch.__version__)
-            path = args.journals / "onnx" / f"{digest}.onnx"
+
+    def measure(self, number: int, call: Caller, journal: Journal, files: Mapping[str, str]) -> None:
+        """Measure what the journal lacks of a round, one network after another, in random order."""
+        predicted = [c for c in self.plan.networks if c.name in self.predicted]
+        left = [c for c in predicted if (c.name, number) not in journal.taken]
+        for k in np.random.default_rng((self.args.seed, number)).permutation(len(left)):
+            case = left[k]
+            if case.name in self.failed:
+                continue
+            # Times are in units of the reference of the profile that predicts them.
+            own = _profile_of(self.plan, case, self.profile)
             try:
-                if not path.exists():
-                    model, inputs = case.make()
-                    write_whole(path, exported(model, inputs).read_bytes())  # for as long as the model lives
-                files[case.name] = str(path)
-            except Exception as error:  # one network must not end the run; the page names it
-                failed[case.name] = _reason(error)
-    return files
-
-
-def _measure_round(
-    args: argparse.Namespace,
-    profile: Profile,
-    plan: Plan,
-    predicted: Mapping[str, Forecast],
-    files: Mapping[str, str],
-    call: Caller,
-    journal: Journal,
-    number: int,
-    failed: dict[str, str],
-) -> None:
-    """Measure what the journal lacks of a round, one network after another, in random order."""
-    left = [c for c in plan.networks if c.name in predicted and (c.name, number) not in journal.taken]
-    for k in np.random.default_rng((args.seed, number)).permutation(len(left)):
-        case = left[k]
-        if case.name in failed:
-            continue
-        # Times are in units of the reference of the profile that predicts them.
-        own = _profile_of(plan, case, profile)
-        try:
-            time_s, samples_s, references_s = call(
-                time_case,
-                case=msgspec.to_builtins(case),
-                onnx=files.get(case.name),
-                passes=args.passes,
-                reference_s=None if own.mismatch else own.header.reference_s,
-            )
-        except Exception as error:
-            failed[case.name] = _reason(error)
-            continue
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-        rounded = (tuple(round(t, 9) for t in times) for times in (samples_s, references_s))
-        journal.add(case.name, number, Round(now, time_s, *rounded))
-        error = predicted[case.name].predicted_s / time_s - 1
-        print(f"  {case.name}: {time_text(time_s)}, predicted {100 * error:+.1f} %", flush=True)
-    print(f"round {number + 1} of {ROUNDS}: {len(left)} networks measured", flush=True)
+                time_s, samples_s, references_s = call(
+                    time_case,
+                    case=msgspec.to_builtins(case),
+                    onnx=files.get(case.name),
+                    passes=self.args.passes,
+                    reference_s=None if own.mismatch else own.header.reference_s,
+                )
+            except Exception as error:
+                self.failed[case.name] = _reason(error)
+                continue
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+            rounded = (tuple(round(t, 9) for t in times) for times in (samples_s, references_s))
+            journal.add(case.name, number, Round(now, time_s, *rounded))
+            error = self.predicted[case.name].predicted_s / time_s - 1
+            print(f"  {case.name}: {time_text(time_s)}, predicted {100 * error:+.1f} %", flush=True)
+        print(f"round {number + 1} of {ROUNDS}: {len(left)} networks measured", flush=True)
 
 
 def _reason(error: Exception) -> str:

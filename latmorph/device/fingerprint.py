@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-USUAL = {"optimisation": "all", "provider": "CPUExecutionProvider", "spinning": "off"}
+USUAL = {"optimisation": "all", "provider": "CPUExecutionProvider", "spinning": "on"}
 """The options of a runtime that go without saying in a name."""
 
 

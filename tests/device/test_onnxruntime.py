@@ -430,7 +430,7 @@ def test_options_are_part_of_a_profiles_identity() -> None:
     assert usual.runtime_version == f"onnxruntime {onnxruntime.__version__}"
     assert usual.slug.endswith("-onnxruntime-float32-1t")
     others = [
-        SessionOptions(spinning=True),
+        SessionOptions(spinning=False),
         SessionOptions(optimisation="basic"),
         SessionOptions(threads=2),
     ]
@@ -445,6 +445,16 @@ def test_options_are_part_of_a_profiles_identity() -> None:
         assert again.options == options
     assert len(slugs | {usual.slug}) == 4
     assert usual.differences(OnnxRuntime(options=others[1]).fingerprint()) == ["optimisation all, not basic"]
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_threads_spin_within_passes_as_asked_and_never_between_them(spinning: bool) -> None:
+    given = OnnxRuntime(options=SessionOptions(2, spinning)).options.session(
+        to_onnx(block_net(16, 16)).SerializeToString()
+    )
+    entry = given.get_session_options().get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == str(int(spinning))
+    assert entry("session.force_spinning_stop") == "1"
 
 
 def test_an_eager_profile_has_no_lowering() -> None:
