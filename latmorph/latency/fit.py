@@ -193,7 +193,7 @@ def _gaps_s(times: np.ndarray, owner: np.ndarray, whole: np.ndarray) -> np.ndarr
     """
     shared = times / (times + SHARED_S)
     count = len(whole)
-    # In microseconds, and drawn towards none: networks of one length cannot tell gaps from a constant.
+    # In microseconds.
     terms = (
         np.bincount(owner, times, count),
         np.full(count, 1e-6),
@@ -201,15 +201,24 @@ def _gaps_s(times: np.ndarray, owner: np.ndarray, whole: np.ndarray) -> np.ndarr
         1e-6 * np.bincount(owner, shared, count),
     )
     design = np.stack(terms, axis=1) / whole[:, None]
-    doubt = 1e-3 * np.sqrt(count) * np.eye(4)[2:]
-    weight = np.ones(count)
+    # Networks of one length cannot tell gaps from a constant: they are normal around none, as far as noise
+    # leaves it open.
+    usual = 1e-6 / GAP_S * np.eye(4)[2:]
+    ratio, weight, noise = np.ones(count), np.ones(count), 0.1
     for _ in range(STEPS):
-        rows = np.concatenate([design * weight[:, None], doubt])
-        line = np.linalg.lstsq(rows, np.append(weight, (0.0, 0.0)), rcond=None)[0]
-        weight = _of_size(design @ line - 1)
+        # A step towards the least logarithm of the ratio of said over measured: where clocks were late, it is
+        # the sum that is wrong, and relative errors of the whole would be smallest for too small a factor.
+        rows = np.concatenate([design * (weight / ratio)[:, None], noise * usual])
+        line = np.linalg.lstsq(rows, np.append(weight * (1 - np.log(ratio)), (0.0, 0.0)), rcond=None)[0]
+        ratio = np.maximum(design @ line, 0.1)
+        left = np.log(ratio)
+        noise, weight = float(np.sqrt(np.mean((weight * left) ** 2))), _of_size(left)
     gaps_s = 1e-6 * (line[2] + line[3] * shared)
     return np.where(np.abs(gaps_s) >= CLOCK_S, gaps_s, 0.0)
 
+
+GAP_S = 1e-5
+"""How large gaps are: their standard deviation, before whole passes say more."""
 
 SHARED_S = 2e-5
 """Operators that last so long are shared among threads where there are several; many shorter ones are not."""
@@ -239,8 +248,13 @@ def _whole_from_sum(predicted: np.ndarray, sums: np.ndarray, whole: np.ndarray) 
     for _ in range(STEPS):
         line, _ = nnls(design * weight[:, None], weight)
         weight = _of_size(design @ line - 1)
-    constant = min(float(line[1]), 0.5 * float(whole.min()))
+    constant = min(float(line[1]), _largest_constant(whole))
     return _weighted_median((whole - constant) / predicted, np.sqrt(whole)), constant
+
+
+def _largest_constant(whole: np.ndarray) -> float:
+    """Seconds that a pass can cost beside its operators: half of the shortest one, at most."""
+    return 0.5 * float(whole.min())
 
 
 def _central_sigma(errors: np.ndarray) -> float:
