@@ -164,15 +164,21 @@ def visit_network(
         references.append(backend.reference())
         return run()
 
-    unsettled = settle(lambda: disturbed(session.time_steps), ALONE_S)
-    del references[:-1]
+    def settled(run: Callable[[], float]) -> int:
+        kept = len(references)
+        runs = settle(functools.partial(disturbed, run), ALONE_S)
+        del references[kept:]
+        return runs
+
+    unsettled = settled(session.time_steps)
+    references.append(backend.reference())  # so that each pass has two before it
     totals: list[float] = []
     start = time.perf_counter()
     while not totals or not rule.enough(totals, time.perf_counter() - start):
         steps_s = disturbed(session.time_steps)
         totals.append(steps_s / min(references[-2:]))
     if session.apart:
-        settle(lambda: disturbed(session.time_whole), ALONE_S)
+        settled(session.time_whole)
     whole_s = [disturbed(session.time_whole) for _ in range(4)]
     traffic += [backend.traffic() for _ in range(RUNS)]
     specs, passes = session.finish()

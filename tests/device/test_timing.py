@@ -242,6 +242,7 @@ def test_a_visit_warms_the_network_and_runs_the_reference_before_every_pass(apar
         "load 64",
         *["traffic"] * 2,
         *("disturb", "reference", "steps") * MOST_UNSETTLED,  # untimed: all take microseconds here
+        "reference",
         *("disturb", "reference", "steps") * 3,
         *("disturb", "reference", "whole") * (MOST_UNSETTLED * apart),
         *("disturb", "reference", "whole") * 4,
