@@ -230,7 +230,7 @@ def test_a_noisy_visit_takes_as_many_passes_as_allowed() -> None:
     visit = visit_network(Simulated(noise=1.0), 0, 0, chain(), 0, StopRule(spread=0.0, least=2, most=7))
     assert [len(t) for t in visit.times_s] == [7] * 4
     assert len(visit.whole_s) == 4
-    assert len(visit.references_s) == 1 + 7 + 4
+    assert len(visit.references_s) == 7 + 4
     assert len(visit.traffic_s) == 4
 
 
@@ -242,7 +242,6 @@ def test_a_visit_warms_the_network_and_runs_the_reference_before_every_pass(apar
         "load 64",
         *["traffic"] * 2,
         *("disturb", "reference", "steps") * MOST_UNSETTLED,  # untimed: all take microseconds here
-        "reference",
         *("disturb", "reference", "steps") * 3,
         *("disturb", "reference", "whole") * (MOST_UNSETTLED * apart),
         *("disturb", "reference", "whole") * 4,
