@@ -641,12 +641,12 @@ def noisy_visits(device: Simulated, networks: int, first: int = 0) -> list[Visit
 
 
 @functools.cache
-def measured_afresh(noise: float) -> tuple[Validation, np.ndarray, np.ndarray]:
+def measured_afresh(noise: float, seed: int = 1) -> tuple[Validation, np.ndarray, np.ndarray]:
     """A fit's validation; the log errors and standard deviations of 150 networks that it never saw.
 
     They are measured as noisily as the 80 that were fitted.
     """
-    device = Simulated(noise=noise, seed=1)
+    device = Simulated(noise=noise, seed=seed)
     visits = noisy_visits(device, 80)
     model, validation = fit(roofs_of(Simulated()), visits)
     fresh = noisy_visits(device, 150, first=5000)
@@ -662,10 +662,11 @@ def measured_afresh(noise: float) -> tuple[Validation, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_the_interval_holds_nine_in_ten_fresh_networks(noise: float) -> None:
     # The validation's own coverage is of the residuals that set the interval, so it cannot tell. Should
-    # the interval hold exactly 90 %, the share of 150 has a standard deviation of 2.4 %; the rest of the
-    # way from 80 to 98 % is left to an interval that was itself taken from 80 networks.
-    _, errors, sigmas = measured_afresh(noise)
-    assert 0.80 <= np.mean(np.abs(errors) <= 1.645 * sigmas) <= 0.98
+    # intervals hold exactly 90 %, the share of 150 has a standard deviation of 2.4 %, and one of 3.4 % comes
+    # from an interval that was itself taken from 80 networks: together, over three profiles, 2.4 %.
+    found = [measured_afresh(noise, seed) for seed in (1, 2, 3)]
+    shares = [np.mean(np.abs(errors) <= 1.645 * sigmas) for _, errors, sigmas in found]
+    assert 0.83 <= np.mean(shares) <= 0.97
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
