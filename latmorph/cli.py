@@ -77,12 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--quick", action="store_true", help="half a minute of measuring, larger errors")
     sub.add_argument("--budget", metavar="TIME", help="time to measure for: 90s, 5m, 1h, or seconds")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the sampled networks")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the sampled networks of a fresh profile")
     sub.add_argument("--model", metavar="MODEL", help="add measurements of this model to a profile (focus)")
     sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=f"with --model: {INPUT}")
-    sub.add_argument(
-        "--profile", metavar="NAME", help="the profile to go on with; with --model, by default the newest"
+    base = sub.add_mutually_exclusive_group()
+    base.add_argument(
+        "--profile", metavar="NAME", help="the profile to go on with; by default this machine's newest"
     )
+    base.add_argument("--fresh", action="store_true", help="start from nothing")
     sub.add_argument("-o", "--output", type=Path, metavar="DIR", help="the profile's folder")
 
     sub = command("profiles", _profiles, "List the profiles, or show and draw one.")
@@ -228,9 +230,12 @@ def _profile(args: argparse.Namespace) -> None:
         return
     if args.input:
         raise UsageError("--input goes with --model: it says what to add measurements of")
-    base = _load_profile(args.profile) if args.profile else None
-    folder = (args.output or user_folder() / backend.fingerprint().slug).resolve()
+    here = backend.fingerprint()
+    base = _base(args, here)
+    folder = (args.output or user_folder() / here.slug).resolve()
     check_place(folder)
+    if base:
+        _note(f"going on from {base.name}, measured {base.header.created[:10]}; --fresh starts from nothing")
     with _resumable(_journal(folder)) as journal, _progress(f"profiling {args.device}") as progress:
         profile = run_profile(
             backend,
@@ -245,7 +250,7 @@ def _profile(args: argparse.Namespace) -> None:
 
 
 def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> None:
-    """``profile --model``: measurements of one model on top of a profile, by default the newest."""
+    """``profile --model``: measurements of one model on top of a profile."""
     from latmorph.errors import ProfileError
     from latmorph.graph.capture import capture
     from latmorph.graph.variants import variants
@@ -255,7 +260,7 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
     from latmorph.morph.focus import FOCUS_BUDGET_S, focus
 
     here = backend.fingerprint()
-    base = _load_profile(args.profile) if args.profile else _newest_of(here)
+    base = _base(args, here)
     differences = base.fingerprint.differences(here) if base else []
     if base and differences:
         raise ProfileError(f"profile {base.name} is not of what was asked for: {'; '.join(differences)}")
@@ -274,7 +279,7 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
                 progress=progress,
             )
         else:
-            _note("no profile of this machine yet: measuring sampled networks beside the model's")
+            _note("not going on from any profile: measuring sampled networks beside the model's")
             profile = run_profile(
                 backend,
                 journal,
@@ -285,6 +290,13 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
                 progress=progress,
             )
     _print_profile(args, profile, folder)
+
+
+def _base(args: argparse.Namespace, here: Fingerprint) -> Profile | None:
+    """The profile that a new one goes on from."""
+    if args.fresh:
+        return None
+    return _load_profile(args.profile) if args.profile else _newest_of(here)
 
 
 def _newest_of(here: Fingerprint) -> Profile | None:

@@ -582,6 +582,23 @@ def test_a_profile_goes_on_by_name(capsys: Capture, quick_profile: Path) -> None
     assert open_profile(longer["folder"]).header.created == longer["profile"]["created"]
 
 
+def test_a_profile_goes_on_from_this_machines_newest_unless_told_to_start_afresh(
+    capsys: Capture, quick_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    argv = ("profile", "--device", "cpu", "--json", "--budget")
+    first = strict_json(output_of(capsys, *argv, "1000"))
+    name = first["profile"]["name"]
+    assert main([*argv, "600"]) == 0
+    out, err = capsys.readouterr()
+    assert f"going on from {name}" in err
+    assert strict_json(out)["profile"]["budget_s"] == 1600
+    assert strict_json(output_of(capsys, *argv, "600", "--fresh"))["profile"]["budget_s"] == 600
+    with pytest.raises(SystemExit):
+        main([*argv, "600", "--fresh", "--profile", name])
+    assert "not allowed" in capsys.readouterr().err
+
+
 # profile --model
 
 

@@ -12,7 +12,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,10 +51,10 @@ class StopRule:
 class Visit:
     """Raw times of one network in one visit, in seconds.
 
-    ``footprint_bytes`` is the memory that a pass touches, other memory read before it included.
-    ``times_s[position][pass]`` is of one operator where it stands in the network, ``whole_s`` of whole
-    passes with no clock inside, ``references_s`` of the reference operator beside them, ``traffic_s`` of
-    the block before and after it all.
+    ``run`` numbers the profiling runs that a profile was made in, from 0. ``footprint_bytes`` is the memory
+    that a pass touches, other memory read before it included. ``times_s[position][pass]`` is of one operator
+    where it stands in the network, ``whole_s`` of whole passes with no clock inside, ``references_s`` of the
+    reference operator beside them, ``traffic_s`` of the block before and after it all.
     """
 
     network: int
@@ -65,6 +65,7 @@ class Visit:
     whole_s: tuple[float, ...]
     references_s: tuple[float, ...]
     traffic_s: tuple[float, ...]
+    run: int = 0
 
     @property
     def reference_s(self) -> float:
@@ -76,6 +77,7 @@ class Visit:
         return {
             "network": self.network,
             "visit": self.visit,
+            "run": self.run,
             "footprint_bytes": self.footprint_bytes,
             "specs": [s.to_json() for s in self.specs],
             "times_s": [[round(t, 9) for t in times] for times in self.times_s],
@@ -96,6 +98,7 @@ class Visit:
             tuple(item["whole_s"]),
             tuple(item["references_s"]),
             tuple(item["traffic_s"]),
+            item["run"],
         )
 
 
@@ -343,10 +346,11 @@ def collect(
     rule: StopRule | None = None,
     progress: Progress | None = None,
     most_visits: int | None = None,
+    run: int = 0,
 ) -> list[Visit]:
     """Visit the plan's networks until the budget is spent, what the journal holds counted in.
 
-    ``most_visits`` bounds the number of visits, for tests.
+    Visits are marked as of ``run``. ``most_visits`` bounds the number of visits, for tests.
     """
     rule = StopRule() if rule is None else rule
     done = {(v.network, v.visit) for v in journal.visits}
@@ -361,7 +365,7 @@ def collect(
             began = time.perf_counter()
             network, visit = job
             taken = visitor(network, visit, plan.steps(network), plan.scratch_bytes(network), rule)
-            journal.add(taken, time.perf_counter() - began)
+            journal.add(replace(taken, run=run), time.perf_counter() - began)
             if progress is not None:
                 progress(min(1.0, spent / budget_s), f"{len(journal.visits)} network visits")
         spent = before + time.perf_counter() - start
@@ -376,9 +380,25 @@ calmest that was ever seen would be met too seldom.
 """
 
 
+FEWEST_NETWORKS = 6
+"""Networks that it takes to tell how the machine is in a run, and to hold any out of a fit."""
+
+
+def runs(visits: Sequence[Visit]) -> list[list[Visit]]:
+    """The visits of each profiling run, the latest first; too few networks go with the run before."""
+    found: list[list[Visit]] = []
+    for number in sorted({v.run for v in visits}):
+        own = [v for v in visits if v.run == number]
+        if found and len({v.network for v in own}) < FEWEST_NETWORKS:
+            found[-1] += own
+        else:
+            found.append(own)
+    return found[::-1]
+
+
 def calm_reference_s(visits: Sequence[Visit]) -> float:
-    """The reference operator's time on the calm machine, in seconds: the lower quartile of the visits'."""
-    return float(np.quantile([v.reference_s for v in visits], CALM))
+    """The reference's time on the calm machine, in seconds: the lower quartile of the latest run's visits."""
+    return float(np.quantile([v.reference_s for v in runs(visits)[0]], CALM))
 
 
 Spell = tuple[float, float]
@@ -400,7 +420,8 @@ def _spells(visits: Sequence[Visit]) -> list[Spell]:
 class Observation:
     """One operator's time in seconds, in units of the calm reference, and the spell that it was taken in.
 
-    What neighbours slow more than the reference still shows in ``time_s``; ``spell`` tells it.
+    What neighbours slow more than the reference still shows in ``time_s``; ``spell`` tells it. It is of the
+    latest run, or of one so many ``runs_ago``.
     """
 
     network: int
@@ -409,14 +430,16 @@ class Observation:
     spec: OpSpec
     time_s: float
     spell: Spell = (0.0, 0.0)
+    runs_ago: int = 0
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A network's whole pass: seconds in units of the calm reference, and the spell."""
+    """A network's whole pass: seconds in units of the calm reference, the spell, and the run."""
 
     time_s: float
     spell: Spell
+    runs_ago: int = 0
 
 
 def _calm_steps_s(times_s: Sequence[Sequence[float]]) -> np.ndarray:
@@ -433,14 +456,25 @@ def _calm_steps_s(times_s: Sequence[Sequence[float]]) -> np.ndarray:
 def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, Whole]]:
     """Times of every operator and, by network, of whole passes.
 
-    In each visit, over the reference's time, times the calm reference; the mean over a network's visits.
+    In each visit, over the reference's time, times the calm one; the mean over a network's visits. Every run
+    has networks of its own.
     """
-    if not visits:
-        return [], {}
-    calm = calm_reference_s(visits)
+    found: list[Observation] = []
+    wholes: dict[int, Whole] = {}
+    for runs_ago, of_run in enumerate(runs(visits)):
+        own, whole = _observations(of_run, runs_ago, calm_reference_s(visits))
+        found += own
+        wholes |= whole
+    return found, wholes
+
+
+def _observations(
+    visits: Sequence[Visit], runs_ago: int, reference_s: float
+) -> tuple[list[Observation], dict[int, Whole]]:
+    """Those of one run."""
     taken: dict[int, list[tuple[Visit, np.ndarray, Whole]]] = {}
     for visit, spell in zip(visits, _spells(visits), strict=True):
-        scale = calm / visit.reference_s
+        scale = reference_s / visit.reference_s
         whole = Whole(calm_s(visit.whole_s) * scale, spell)
         taken.setdefault(visit.network, []).append((visit, _calm_steps_s(visit.times_s) * scale, whole))
     found: list[Observation] = []
@@ -451,8 +485,11 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
         in_spell = float(spell[0]), float(spell[1])
         times_s = np.mean([times for _, times, _ in of_visits], axis=0).tolist()
         for position, (spec, time_s) in enumerate(zip(first.specs, times_s, strict=True)):
-            found.append(Observation(network, position, first.footprint_bytes, spec, time_s, in_spell))
-        wholes[network] = Whole(float(np.mean([whole.time_s for _, _, whole in of_visits])), in_spell)
+            found.append(
+                Observation(network, position, first.footprint_bytes, spec, time_s, in_spell, runs_ago)
+            )
+        whole_s = float(np.mean([whole.time_s for _, _, whole in of_visits]))
+        wholes[network] = Whole(whole_s, in_spell, runs_ago)
     return found, wholes
 
 

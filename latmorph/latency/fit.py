@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from latmorph import ops
 from latmorph.device.roofs import Roofs
-from latmorph.device.timing import CHOSEN, Observation, Visit, observations
+from latmorph.device.timing import CHOSEN, FEWEST_NETWORKS, Observation, Visit, Whole, observations
 from latmorph.errors import ProfileError
 from latmorph.latency import roofline
 from latmorph.latency.model import Family, Forest, LatencyModel, Predictor, Trees
@@ -28,8 +28,6 @@ CLOCK_S = 1e-9
 """What the clock resolves: times below it count as it, where their logarithm is taken."""
 
 FOLDS = 3
-
-FEWEST_NETWORKS = 6
 
 
 class FamilyError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,17 +56,19 @@ class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[LatencyModel, Validation]:
-    """Fit a latency model to the visits of a profiling run.
+    """Fit a latency model to the visits of one profiling run or of several.
 
-    The errors, the interval, and the step from sums of operators to whole networks come from the
-    :class:`Committee`, whose predictions are of networks that it has not seen. The model handed out is
-    fitted on all.
+    It is of the machine as the latest run found it: earlier runs tell how an operator's time goes with its
+    shape, the latest how long it takes by now. The errors, the interval, and the step from sums of operators
+    to whole networks come from the :class:`Committee`, whose predictions are of networks that it has not
+    seen. The model handed out is fitted on all.
 
     Raises ProfileError when there are too few networks to hold any out.
     """
     committee = Committee.of(roofs, visits, seed=seed)
     errors, sigmas = _family_errors(committee.found, committee.held_s)
-    families = _fit_families(_Table.of(roofs, committee.found), seed, ROUNDS)
+    table = _Table.of(roofs, [*committee.found, *committee.earlier])
+    families = _fit_families(table, seed, ROUNDS)
     model = LatencyModel(
         roofs,
         {name: msgspec.structs.replace(f, sigma=sigmas.get(name, 0.3)) for name, f in families.items()},
@@ -83,14 +83,16 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
 class Committee:
     """Models that have seen two thirds of the networks each, and what they say of the third left out.
 
-    ``held_s`` are predictions of the observations ``found``, in their order, each by the model that has
-    not seen its network, in the spell that it was taken in. For ``networks``, dealt into ``folds``,
+    Networks of earlier runs were seen by all. ``held_s`` are predictions of the latest run's observations
+    ``found``, in their order, each by the model that has not seen its network, in the spell that it was
+    taken in. For ``networks``, dealt into ``folds``,
     ``errors`` are logs of measured over predicted time of a whole pass in the usual spell: ``scale`` times
     the sum of the operators, plus ``overhead_s``. Networks with an operator that has no handler are left out.
     """
 
     predictors: tuple[Predictor, ...]
     found: tuple[Observation, ...]
+    earlier: tuple[Observation, ...]
     held_s: np.ndarray
     networks: np.ndarray
     folds: np.ndarray
@@ -106,25 +108,26 @@ class Committee:
 
         Raises ProfileError when there are too few networks to hold any out.
         """
-        found, whole = observations([v for v in visits if all(map(ops.is_known, v.specs))])
+        found, wholes = observations([v for v in visits if all(map(ops.is_known, v.specs))])
+        whole = {network: w for network, w in wholes.items() if not w.runs_ago}
         networks = np.array(sorted(whole))
         if len(networks) < FEWEST_NETWORKS:
             raise ProfileError(
                 f"{len(networks)} networks were measured, at least {FEWEST_NETWORKS} are needed for a fit: "
                 "give more time"
             )
+        found = _with_gaps(found, wholes)
+        earlier, found = [o for o in found if o.runs_ago], [o for o in found if not o.runs_ago]
         folds = np.random.default_rng(seed).permutation(len(networks)) % FOLDS
         index = {network: i for i, network in enumerate(networks.tolist())}
         owner = np.array([index[o.network] for o in found])
         measured = np.array([whole[n].time_s for n in networks.tolist()])
-        times_s = np.array([o.time_s for o in found])
-        times_s = np.maximum(times_s + _gaps_s(times_s, owner, measured), 0.5 * times_s)
-        found = [replace(o, time_s=time_s) for o, time_s in zip(found, times_s.tolist(), strict=True)]
         calm_s, held_s = np.empty(len(found)), np.empty(len(found))
         predictors = []
         for fold in range(FOLDS):
             out = folds[owner] == fold
-            table = _Table.of(roofs, [o for o, left in zip(found, out, strict=True) if not left])
+            kept = [o for o, left in zip(found, out, strict=True) if not left]
+            table = _Table.of(roofs, [*kept, *earlier])
             families = _fit_families(table, seed, ROUNDS if rounds is None else rounds)
             predictor = Predictor(LatencyModel(roofs, families, 1.0, 0.0))
             predictors.append(predictor)
@@ -142,7 +145,17 @@ class Committee:
             errors = np.log(measured / (scale * predicted + overhead_s))
             slower = spell @ _slopes(spell, errors, np.ones(len(errors)))
             measured, errors = measured * np.exp(-slower), errors - slower
-        return cls(tuple(predictors), tuple(found), held_s, networks, folds, errors, scale, overhead_s)
+        return cls(
+            tuple(predictors),
+            tuple(found),
+            tuple(earlier),
+            held_s,
+            networks,
+            folds,
+            errors,
+            scale,
+            overhead_s,
+        )
 
     @property
     def sampled(self) -> np.ndarray:
@@ -180,6 +193,21 @@ class Committee:
             100 * _coverage(self.errors[counted], self.folds[counted]),
             families,
         )
+
+
+def _with_gaps(found: Sequence[Observation], wholes: Mapping[int, Whole]) -> list[Observation]:
+    """The operators' times with what lies between them, by the whole passes of their own run."""
+    times_s = np.array([o.time_s for o in found])
+    runs_ago = np.array([o.runs_ago for o in found])
+    for run in np.unique(runs_ago):
+        own = runs_ago == run
+        networks, owner = np.unique(
+            [o.network for o, is_own in zip(found, own, strict=True) if is_own], return_inverse=True
+        )
+        whole = np.array([wholes[n].time_s for n in networks.tolist()])
+        gaps_s = _gaps_s(times_s[own], owner, whole)
+        times_s[own] = np.maximum(times_s[own] + gaps_s, 0.5 * times_s[own])
+    return [replace(o, time_s=time_s) for o, time_s in zip(found, times_s.tolist(), strict=True)]
 
 
 def _gaps_s(times: np.ndarray, owner: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -308,6 +336,7 @@ class _Table:
 
     overhead_s: float
     network: np.ndarray
+    runs_ago: np.ndarray
     times_s: np.ndarray
     spell: np.ndarray
     ideal_s: np.ndarray
@@ -336,6 +365,7 @@ class _Table:
             tables[name] = cls(
                 roofs.overhead_s,
                 np.array([o.network for o in group]),
+                np.array([o.runs_ago for o in group]),
                 times,
                 np.array([o.spell for o in group]),
                 roofline.smoothmax(pairs[:, 0], pairs[:, 1]),
@@ -355,14 +385,25 @@ def _fit_families(tables: dict[str, _Table], seed: int, rounds: int) -> dict[str
             np.concatenate([p.target for p in told]), np.concatenate([p.informed * p.weight for p in told])
         )
 
-    def fitted(name: str) -> Family:
-        return _fit_family(tables[name], parts[name], usual, seed, rounds)
-
+    tasks = {name: _Task.of(table, parts[name], usual) for name, table in tables.items()}
     # LightGBM works outside of Python's lock. The largest families first, so that none is waited for alone.
     names = sorted(tables, key=lambda name: -len(tables[name].times_s))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        families = dict(zip(names, pool.map(fitted, names), strict=True))
+
+        def each(made: Callable[[_Table, _Task], Made]) -> dict[str, Made]:
+            found = pool.map(lambda name: made(tables[name], tasks[name]), names)
+            return dict(zip(names, found, strict=True))
+
+        def unseen(table: _Table, task: _Task) -> np.ndarray:
+            return _cross_fitted(table, task.target, task.weight, seed, rounds // 3)
+
+        if any(table.runs_ago.any() for table in tables.values()):
+            tasks = _as_of_latest(tables, tasks, each(unseen))
+        families = each(lambda table, task: _fit_family(table, task, seed, rounds))
     return {name: families[name] for name in tables}
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,28 +444,97 @@ That is if they lie a factor ``e`` around it. Fewer do where they agree, as thei
 """
 
 
-def _fit_family(table: _Table, part: _Part, usual: float, seed: int, rounds: int) -> Family:
-    overhead, level, target, weight = part.overhead_s, usual, part.target, part.weight
-    if not np.any(table.ideal_s > 0):  # nothing computed and nothing moved: views cost their dispatch
-        overhead, level = float(np.median(table.times_s)), 0.0
-        target = np.log(np.maximum(table.times_s, CLOCK_S) / max(overhead, CLOCK_S))
-        weight = table.share**0.75
-    else:
+EARLIER = 0.5
+"""What an operator of an earlier run counts beside one of the latest."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What trees have to say of a family: the ``target``, what is left beside overhead and level."""
+
+    overhead_s: float
+    level: float
+    target: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(cls, table: _Table, part: _Part, usual: float) -> _Task:
+        weight = np.where(table.runs_ago > 0, EARLIER, 1.0)
+        if not np.any(table.ideal_s > 0):  # nothing computed and nothing moved: views cost their dispatch
+            overhead = float(np.median(table.times_s))
+            target = np.log(np.maximum(table.times_s, CLOCK_S) / max(overhead, CLOCK_S))
+            return cls(overhead, 0.0, target, weight * table.share**0.75)
+        weight *= part.weight
         # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
-        told = float(part.informed.sum())
+        told, level = float(part.informed.sum()), usual
         if told:
-            own = _weighted_median(target, part.informed * weight)
-            spread = max(_weighted_median(np.abs(target - own), part.informed * weight), 0.1)
+            own = _weighted_median(part.target, part.informed * weight)
+            spread = max(_weighted_median(np.abs(part.target - own), part.informed * weight), 0.1)
             doubt = BELIEF * min(spread, 1.0) ** 2
             level = (told * own + doubt * usual) / (told + doubt)
-        target = np.where(part.informed > 0, target, level)
-    unseen = _cross_fitted(table, target - level, weight, seed, rounds // 3)
-    slopes = _slopes(table.spell, target - level - unseen, weight)
-    left = target - level - table.spell @ slopes
-    typical = _boosted(table.x, left, weight, seed, rounds)
-    trees = _as_arrays(typical + _means(table.x, left - unseen, weight, seed, rounds // 5))
+        return cls(part.overhead_s, level, np.where(part.informed > 0, part.target - level, 0.0), weight)
+
+
+def _as_of_latest(
+    tables: Mapping[str, _Table], tasks: Mapping[str, _Task], unseen: Mapping[str, np.ndarray]
+) -> dict[str, _Task]:
+    """Tasks as if all runs had found the machine as the latest did.
+
+    From run to run a machine changes, and kinds of operators by factors of their own: by the mean of what
+    trees left over that had not seen the network and know of no run. Where the latest has few operators of
+    a family, or none, it changed as others did, as by :data:`DOUBT` of them.
+    """
+    longest = max(int(table.runs_ago.max()) for table in tables.values())
+    count, change = (np.zeros((len(tables), longest + 1)) for _ in range(2))
+    for row, (name, table) in enumerate(tables.items()):
+        left = np.clip(tasks[name].target - unseen[name], -0.5, 0.5)
+        weight = tasks[name].weight + np.finfo(float).tiny
+        numbers, weights, sums = (
+            np.bincount(table.runs_ago, w, longest + 1) for w in (np.ones(len(left)), weight, weight * left)
+        )
+        mean = sums / np.maximum(weights, np.finfo(float).tiny)
+        count[row] = np.minimum(numbers, numbers[0])
+        change[row] = np.where(count[row] > 0, mean - mean[0], 0.0)
+    usual = (count * change).sum(axis=0) / np.maximum(count.sum(axis=0), 1.0)
+    change = (count * change + DOUBT * usual) / (count + DOUBT)
+    change[:, 0] = 0.0
+    return {
+        name: replace(task, target=task.target - row[tables[name].runs_ago])
+        for (name, task), row in zip(tasks.items(), change, strict=True)
+    }
+
+
+def _fit_family(table: _Table, task: _Task, seed: int, rounds: int) -> Family:
+    target, weight = task.target, task.weight
+    unseen = _cross_fitted(table, target, weight, seed, rounds // 3)
+    slopes = _slopes(table.spell, target - unseen, weight)
+    left = target - table.spell @ slopes
+    # Where runs differ in more than the mean, a tree can say so.
+    x = np.column_stack([table.x, table.runs_ago]) if table.runs_ago.any() else table.x
+    typical = _boosted(x, left, weight, seed, rounds)
+    trees = _as_arrays(typical + _means(x, left - unseen, weight, seed, rounds // 5))
     limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
-    return Family(overhead, level, BOUND, 0.0, table.names, *limits, trees, tuple(slopes.tolist()))
+    return Family(
+        task.overhead_s,
+        task.level,
+        BOUND,
+        0.0,
+        table.names,
+        *limits,
+        _at_zero(trees, len(table.names)),
+        tuple(slopes.tolist()),
+    )
+
+
+def _at_zero(trees: Trees, feature: int) -> Trees:
+    """The trees where that feature is zero, without it: what splits by it sends all rows left."""
+    split, threshold = np.array(trees.feature, dtype=int), np.array(trees.threshold)
+    decided = split == feature
+    return msgspec.structs.replace(
+        trees,
+        feature=np.where(decided, 0, split).tolist(),
+        threshold=np.where(decided, np.finfo(float).max, threshold).tolist(),
+    )
 
 
 def _cross_fitted(

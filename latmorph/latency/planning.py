@@ -33,7 +33,8 @@ class AdaptivePlan:
 
     After each round three models are fitted to parts of the data. Of networks not yet measured those are
     chosen about whose operators the models differ most. The blind half tells the error on networks that
-    nothing was fitted to; the run ends once that is at most ``error_percent``.
+    nothing was fitted to; the run, which is that of the number ``run``, ends once that is at most
+    ``error_percent``.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class AdaptivePlan:
     journal: Journal
     lower: Lower
     error_percent: float = 0.0
+    run: int = 0
 
     def steps(self, network: int) -> tuple[Step, ...]:
         """The steps of a network of the plan."""
@@ -59,7 +61,8 @@ class AdaptivePlan:
             blind = list(range(first, first + (size + 1) // 2))
             pool = range(first + len(blind), first + len(blind) + CANDIDATES * (size // 2))
             committee = self._committee()
-            if committee is not None and committee.error_percent <= self.error_percent:
+            begun = any(v.run == self.run for v in self.journal.visits)
+            if committee is not None and begun and committee.error_percent <= self.error_percent:
                 return
             chosen = self._chosen(committee, pool, size // 2)
             focus = [-1 - i for i in range(len(self.plan.focus)) if -1 - i not in seen][:size]

@@ -316,13 +316,13 @@ def _sha256(data: bytes) -> str:
 
 
 _COLUMNS = ("network", "visit", "row", "spec", "times_ns")
-_FOOTPRINT, _WHOLE, _TRAFFIC, _REFERENCE = "footprint_bytes", "whole", "traffic", "reference"
+_RUN, _FOOTPRINT, _WHOLE, _TRAFFIC, _REFERENCE = "run", "footprint_bytes", "whole", "traffic", "reference"
 
 
 def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
     """One row an operator, its position in ``row``; the OpSpec stands where it first occurs.
 
-    After a visit's operators come its footprint, its whole passes, its blocks and its reference samples.
+    After a visit's operators come its run, footprint, whole passes, blocks and reference samples.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -338,6 +338,7 @@ def _visits_to_csv(visits: Sequence[Visit]) -> bytes:
             seen.add((v.network, position))
             text_spec = spec.to_json() if first else ""
             writer.writerow((v.network, v.visit, position, text_spec, times(samples)))
+        writer.writerow((v.network, v.visit, _RUN, "", v.run))
         writer.writerow((v.network, v.visit, _FOOTPRINT, "", v.footprint_bytes))
         writer.writerow((v.network, v.visit, _WHOLE, "", times(v.whole_s)))
         writer.writerow((v.network, v.visit, _TRAFFIC, "", times(v.traffic_s)))
@@ -361,19 +362,23 @@ def _read_visits(rows: Iterator[list[str]], specs: dict[tuple[int, int], OpSpec]
     times: list[tuple[float, ...]] = []
     whole: tuple[float, ...] = ()
     traffic: tuple[float, ...] = ()
-    footprint = 0
+    run = footprint = 0
     for network_text, visit, row, spec, samples_text in rows:
         network = int(network_text)
         samples = tuple(int(s) * 1e-9 for s in samples_text.split())
-        if row == _FOOTPRINT:
+        if row == _RUN:
+            run = int(samples_text)
+        elif row == _FOOTPRINT:
             footprint = int(samples_text)
         elif row == _WHOLE:
             whole = samples
         elif row == _TRAFFIC:
             traffic = samples
         elif row == _REFERENCE:
-            yield Visit(network, int(visit), footprint, tuple(here), tuple(times), whole, samples, traffic)
-            here, times, whole, traffic = [], [], (), ()
+            yield Visit(
+                network, int(visit), footprint, tuple(here), tuple(times), whole, samples, traffic, run
+            )
+            here, times, whole, traffic, run = [], [], (), (), 0
         else:
             key = (network, int(row))
             if spec:

@@ -17,7 +17,7 @@ from latmorph.device.fresh import visitor_of
 from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
-from latmorph.device.timing import Journal, Plan, Progress, StopRule, calm_reference_s, collect
+from latmorph.device.timing import Journal, Plan, Progress, StopRule, Visit, calm_reference_s, collect, runs
 from latmorph.errors import ProfileError
 from latmorph.latency.fit import fit
 from latmorph.latency.planning import AdaptivePlan, Lower
@@ -29,6 +29,10 @@ QUICK_BUDGET_S = 30.0
 
 PASS_S = 2e-3
 """On a fast device, sampled networks have up to as many FLOPs as its peak does in this time."""
+
+
+MOST_EARLIER = 4000
+"""Visits of earlier runs that a profile goes on from, at most: fits take as long as there are visits."""
 
 
 def run_profile(
@@ -51,7 +55,9 @@ def run_profile(
     The run ends before, when networks held out are predicted to ``error_percent`` on average.
 
     With ``base``, a profile of this same device, that one goes on: its measurements, roofs and seed are kept,
-    and networks that it has not seen are measured for ``budget_s`` seconds more.
+    and networks that it has not seen are measured for ``budget_s`` seconds more, as a run of their own (see
+    :func:`latmorph.latency.fit.fit`). The oldest runs are left out where they hold more than
+    :data:`MOST_EARLIER` visits together.
 
     ``focus`` holds networks (:func:`latmorph.graph.variants.variants`) that the profile has to be right
     about: half of the visits are of them. ``largest_flops`` bounds the sampled networks; by default it
@@ -77,9 +83,11 @@ def run_profile(
                 raise ProfileError(
                     f"profile {base.name} cannot go on here: it is of another device ({differences})"
                 )
+        earlier = [] if base is None else _latest_runs(base.visits)
+        run = 1 + max((v.run for v in earlier), default=-1)
         head = {
             "format": "latmorph-journal",
-            "version": 1,
+            "version": 2,
             "fingerprint": msgspec.to_builtins(fingerprint),
             "seed": seed,
             "largest_flops": largest_flops,
@@ -94,7 +102,7 @@ def run_profile(
                 say(0.0, "the unfinished run found was of other settings: starting anew")
             if base is not None and journal.roofs is None:
                 held = {(v.network, v.visit) for v in journal.visits}
-                for visit in base.visits:
+                for visit in earlier:
                     if (visit.network, visit.visit) not in held:
                         journal.add(visit, 0.0)
                 journal.add_roofs(msgspec.to_builtins(base.model.roofs), 0.0)  # last: all of it is there
@@ -108,7 +116,7 @@ def run_profile(
             if largest_flops is None:
                 largest_flops = max(SLOW_FLOPS, PASS_S * roofs.peak_flops_per_s)
             networks = Plan(seed, largest_flops, fingerprint.dtype, focus)
-            plan = AdaptivePlan(networks, roofs, journal, _lower(fingerprint), error_percent)
+            plan = AdaptivePlan(networks, roofs, journal, _lower(fingerprint), error_percent, run)
             with visitor_of(backend) as visitor:
                 collect(
                     visitor,
@@ -118,6 +126,7 @@ def run_profile(
                     rule=rule,
                     progress=progress,
                     most_visits=most_visits,
+                    run=run,
                 )
         finally:
             journal.close()
@@ -145,6 +154,17 @@ def run_profile(
         profile.save(folder)
     journal_path.unlink()
     return profile
+
+
+def _latest_runs(visits: Sequence[Visit]) -> list[Visit]:
+    """The visits of the latest runs, as many as :data:`MOST_EARLIER` allows; of the latest in any case."""
+    latest, *before = runs(visits)
+    kept = [latest]
+    for run in before:
+        if sum(map(len, kept)) + len(run) > MOST_EARLIER:
+            break
+        kept.append(run)
+    return [visit for run in reversed(kept) for visit in run]
 
 
 def _lower(fingerprint: Fingerprint) -> Lower:

@@ -88,7 +88,7 @@ def focus(
     first = min(0, *(v.network for v in profile.visits)) - 1
     head = {
         "format": "latmorph-journal",
-        "version": 1,
+        "version": 2,
         "fingerprint": msgspec.to_builtins(profile.fingerprint),
         "seed": seed,
         "profile": profile.header.created,
@@ -113,7 +113,16 @@ def focus(
             say(0.0, "the unfinished run found was of other settings: starting anew")
         plan = _Variants(graph, first, seed)
         visitor = stack.enter_context(visitor_of(backend))
-        made = collect(visitor, plan, journal, budget_s, rule=rule, progress=say, most_visits=most_visits)
+        made = collect(
+            visitor,
+            plan,
+            journal,
+            budget_s,
+            rule=rule,
+            progress=say,
+            most_visits=most_visits,
+            run=1 + max((v.run for v in profile.visits), default=-1),
+        )
     say(1.0, "fitting")
     focused = _refitted(profile, round_to_ns(made), budget_s, folder.name if folder else profile.name)
     if folder is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from latmorph.device.timing import Timing
+from latmorph.device.timing import Timing, runs
 from latmorph.latency.estimate import Estimate, OpEstimate
 from latmorph.latency.profile import Header, Profile
 from latmorph.morph.cliffs import Cliff
@@ -225,6 +225,7 @@ def profile_tables(profile: Profile) -> list[Table]:
     """One profile: what it is of, its roofs, and its held-out errors by family."""
     header, model = profile.header, profile.model
     of, checked = header.fingerprint, header.validation
+    earlier = sum(map(len, runs(profile.visits)[1:]))
     about = Table(title=header.name, show_header=False)
     about.add_column()
     about.add_column()
@@ -239,6 +240,7 @@ def profile_tables(profile: Profile) -> list[Table]:
             "measured",
             f"{header.operators} operators in {header.visits} network visits"
             + (f", {header.focused_visits} of them of networks in focus" if header.focused_visits else "")
+            + (f", {earlier} of them in earlier runs" if earlier else "")
             + f", in {header.budget_s:.0f} s, {header.created}",
         ),
         ("peak", count_text(model.roofs.peak_flops_per_s, "FLOP/s")),

@@ -34,6 +34,7 @@ from latmorph.device.timing import (
     collect,
     in_calm_s,
     observations,
+    runs,
     settle,
     shuffled,
     time_calls,
@@ -757,3 +758,50 @@ def test_median_and_spread_are_of_the_raw_samples() -> None:
     timing = Timing((1.0, 2.0, 3.0, 4.0, 10.0), (1.0,), 1.0)
     assert timing.median_s == 3.0
     assert timing.spread == pytest.approx((4.0 - 2.0) / 2 / 3.0)
+
+
+# --- runs
+
+
+def test_runs_stand_apart_the_latest_first_and_all_in_units_of_its_calm_reference() -> None:
+    # In the second run the reference took twice as long, and operators as long as before.
+    first = [hand_visit(k, 0, [1e-3, 2e-3], 1e-4) for k in range(4)]
+    second = [replace(hand_visit(k, 0, [1e-3, 2e-3], 2e-4), run=3) for k in range(10, 16)]
+    visits = [*first, *second]
+    assert runs(visits) == [second, first]
+    assert runs([]) == []
+    assert calm_reference_s(visits) == calm_reference_s(second) == 2 * calm_reference_s(first)
+    found, wholes = observations(visits)
+    assert {(o.network, o.position): (o.time_s, o.runs_ago) for o in found} == {
+        (k, p): (pytest.approx(t * (p + 1)), ago)
+        for networks, t, ago in ((range(4), 2e-3, 1), (range(10, 16), 1e-3, 0))
+        for k in networks
+        for p in (0, 1)
+    }
+    assert {k: w.runs_ago for k, w in wholes.items()} == dict.fromkeys(range(4), 1) | dict.fromkeys(
+        range(10, 16), 0
+    )
+
+
+def test_a_run_of_too_few_networks_goes_with_the_one_before() -> None:
+    first = [hand_visit(k, 0, [1e-3], 1e-4) for k in range(8)]
+    few = [replace(hand_visit(k, v, [1e-3], 1e-4), run=1) for k in range(10, 15) for v in (0, 1)]
+    assert runs([*first, *few]) == [[*first, *few]]
+    last = [replace(hand_visit(k, 0, [1e-3], 1e-4), run=2) for k in range(20, 26)]
+    assert runs([*first, *few, *last]) == [last, [*first, *few]]
+
+
+def test_a_visit_of_a_run_comes_back_from_plain_values() -> None:
+    visit = replace(hand_visit(1, 0, [1e-3], 1e-4), run=2)
+    assert Visit.from_builtins(json.loads(json.dumps(visit.to_builtins()))) == visit
+
+
+def test_visits_are_marked_as_of_their_run(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    visitor = functools.partial(visit_network, Simulated())
+    visits = collect(visitor, Plan(0, SMALL), journal, 1e9, rule=StopRule(least=1), most_visits=3, run=4)
+    journal.close()
+    assert [v.run for v in visits] == [4, 4, 4]
+    again = Journal(tmp_path / "journal.jsonl", {})
+    assert [v.run for v in again.visits] == [4, 4, 4]
+    again.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,16 @@ from latmorph.device.timing import (
 )
 from latmorph.errors import ProfileError
 from latmorph.latency.estimate import total_sigma
-from latmorph.latency.fit import BOUND, LONGEST, Committee, Validation, _as_arrays, _means, fit
+from latmorph.latency.fit import (
+    BOUND,
+    LONGEST,
+    Committee,
+    Validation,
+    _as_arrays,
+    _at_zero,
+    _means,
+    fit,
+)
 from latmorph.latency.model import Forest, LatencyModel, Predictor
 from latmorph.latency.roofline import places
 from latmorph.opspec import OpSpec, Step, TensorSpec, footprint_bytes
@@ -362,6 +371,93 @@ def test_what_neighbours_slow_more_or_less_than_the_reference_is_told_from_the_s
     assert validation.median_error_percent < 4
 
 
+# --- runs
+
+
+def timed(visit: Visit, factor: Callable[[OpSpec], float]) -> Visit:
+    """The visit where operators take so many times longer."""
+    times = tuple(
+        tuple(factor(spec) * t for t in own) for spec, own in zip(visit.specs, visit.times_s, strict=True)
+    )
+    return dataclasses.replace(visit, times_s=times, whole_s=(sum(t for (t,) in times),))
+
+
+def two_runs(
+    then: Callable[[OpSpec], float], now: Callable[[OpSpec], float] = lambda spec: 1.0
+) -> tuple[list[Visit], list[Visit]]:
+    """Sixty networks in a first run, twelve by now, of which none has a batch norm.
+
+    In the first run the reference took three times as long: times are over it, and so do not tell.
+    """
+    device = Simulated()
+    first = [timed(quiet_visit(device, k, chain(k)), then) for k in range(60)]
+    first = [dataclasses.replace(timed(v, lambda _: 3.0), references_s=(3 * v.reference_s,)) for v in first]
+    numbers = [k for k in range(100, 118) if k % 3 != 1]
+    latest = [timed(quiet_visit(device, k, chain(k)), now) for k in numbers]
+    return first, [dataclasses.replace(v, run=1) for v in latest]
+
+
+def is_pointwise(spec: OpSpec) -> bool:
+    return spec.kind == "conv2d" and spec["weight"].shape[-1] == 1
+
+
+def test_earlier_runs_tell_of_shapes_and_the_latest_how_long_operators_take_by_now() -> None:
+    # Planted, in both runs: wide convolutions take twice as long as the formula says, pointwise ones less.
+    # By now convolutions take three quarters of what they took, all else a half more.
+    def shaped(spec: OpSpec) -> float:
+        wide = spec.kind == "conv2d" and spec.out.shape[1] > 100
+        return (2.0 if wide else 1.0) * (0.6 if is_pointwise(spec) else 1.0)
+
+    def now(spec: OpSpec) -> float:
+        return shaped(spec) * (0.75 if spec.kind == "conv2d" else 1.5)
+
+    device, (first, latest) = Simulated(), two_runs(shaped, now)
+
+    def error(visits: Sequence[Visit]) -> float:
+        model, _ = fit(roofs_of(device), visits)
+        truth = [sum(now(s.spec) * device.true_time_s(s.spec) for s in steps) for steps in FRESH]
+        return float(
+            np.mean(np.abs([predicted_s(model, s) / t - 1 for s, t in zip(FRESH, truth, strict=True)]))
+        )
+
+    assert error(first) > 0.2
+    assert error([*first, *latest]) < 0.04
+    assert error([*first, *latest]) < 0.5 * error(latest)
+
+
+def test_what_the_latest_run_has_not_seen_changed_as_others_did() -> None:
+    device, (first, latest) = Simulated(), two_runs(lambda spec: 1.3)
+    model, _ = fit(roofs_of(device), [*first, *latest])
+    net = NetworkBuilder((1, 64, 28, 28))
+    net.batch_norm(-1)
+    steps = tuple(net.steps)
+    assert predicted_s(model, steps) / true_s(device, steps) == pytest.approx(1.0, abs=0.05)
+
+
+def test_where_runs_differ_in_more_than_a_factor_the_latest_is_right() -> None:
+    # Pointwise convolutions took twice as long in the first run, others as long as now.
+    device, (first, latest) = Simulated(), two_runs(lambda spec: 2.0 if is_pointwise(spec) else 1.0)
+    model, validation = fit(roofs_of(device), [*first, *latest])
+    assert np.mean(np.abs(errors(model, device))) < 0.05
+    assert validation.mean_error_percent < 8
+
+
+def test_only_the_latest_run_is_held_out_and_gives_the_figures() -> None:
+    first, latest = two_runs(lambda spec: 1.3)
+    committee = committee_of([*first, *latest])
+    assert committee.networks.tolist() == [v.network for v in latest]
+    assert {o.network for o in committee.found} == set(committee.networks.tolist())
+    assert {o.network for o in committee.earlier} == set(range(60))
+    assert committee.validation({}).networks == len(latest)
+    assert fit(roofs_of(Simulated()), [*first, *latest])[1].mean_error_percent < 6
+
+
+def test_a_run_alone_is_fitted_alike_whatever_its_number() -> None:
+    _, visits = two_runs(lambda spec: 1.3)
+    other = [dataclasses.replace(v, run=7) for v in visits]
+    assert fit(roofs_of(Simulated()), visits) == fit(roofs_of(Simulated()), other)
+
+
 # --- the committee
 
 
@@ -516,6 +612,19 @@ def test_trees_of_several_texts_add_up() -> None:
     assert len(trees.feature) == 80
     assert Forest(trees)(x) == pytest.approx(one.predict(x) + other.predict(x), abs=1e-5)
     assert not Forest(_as_arrays("")).count
+
+
+def test_trees_at_zero_are_those_of_rows_whose_feature_is_zero() -> None:
+    booster, x = boosted(300, 0)
+    counts = 3  # of the features the one that holds numbers from zero up
+    trees = _as_arrays(booster.model_to_string())
+    settled = _at_zero(trees, counts)
+    assert settled.well_formed
+    assert counts in np.array(trees.feature)
+    assert counts not in np.array(settled.feature)
+    zero = x.copy()
+    zero[:, counts] = 0.0
+    assert Forest(settled)(x) == pytest.approx(booster.predict(zero), abs=1e-5)
 
 
 # --- means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,14 @@ def test_the_plan_ends_once_held_out_networks_are_predicted_as_well_as_asked(
 ) -> None:
     networks = play(adaptive(journal, error_percent=asked), 30)
     assert len(networks) == (8 if ends else 30)
+
+
+def test_what_earlier_runs_are_predicted_to_ends_no_run(journal: Journal, committee: Planted) -> None:
+    before = len(play(adaptive(journal), 16))
+    assert len(play(adaptive(journal, error_percent=12.0, run=1), 30)) == 30  # none is of run 1
+    for k, visit in enumerate(journal.visits[before:], start=before):
+        journal.visits[k] = dataclasses.replace(visit, run=1)
+    assert not play(adaptive(journal, error_percent=12.0, run=1), 30)
 
 
 def test_with_too_few_networks_for_a_fit_the_plan_neither_ends_nor_fails(

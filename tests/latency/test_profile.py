@@ -14,6 +14,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,8 @@ def test_a_profile_is_three_files_that_other_tools_can_read(folder: Path, profil
     assert model["roofs"]["peak_flops_per_s"] == profile.model.roofs.peak_flops_per_s
     rows = gzip.decompress((folder / "measurements.csv.gz").read_bytes()).decode().splitlines()
     assert rows[0] == "network,visit,row,spec,times_ns"
-    # One row an operator, and four a visit: footprint, whole passes, blocks, references.
-    assert len(rows) == 1 + sum(len(v.specs) + 4 for v in profile.visits)
+    # One row an operator, and five a visit: run, footprint, whole passes, blocks, references.
+    assert len(rows) == 1 + sum(len(v.specs) + 5 for v in profile.visits)
 
 
 def test_raw_samples_come_back_to_the_nanosecond(profile: Profile, tmp_path: Path) -> None:
@@ -153,6 +154,18 @@ def test_raw_samples_come_back_to_the_nanosecond(profile: Profile, tmp_path: Pat
         assert ours == pytest.approx(theirs, abs=0.51e-9)
     assert loaded.visits[0].network == -3
     assert loaded.visits[0].visit == 7
+
+
+def test_the_run_of_every_visit_comes_back(profile: Profile, tmp_path: Path) -> None:
+    visits = tuple(replace(v, run=k // 2) for k, v in enumerate(profile.visits))
+    loaded = open_profile(Profile(profile.header, profile.model, visits).save(tmp_path / "saved"))
+    assert [v.run for v in loaded.visits] == [0, 0, 1, 1, 2]
+
+
+def test_a_profile_from_before_runs_were_numbered_is_of_one(folder: Path, profile: Profile) -> None:
+    rows = [row for row in measurements(folder) if ",run," not in row]
+    seal(folder, {"measurements.csv.gz": gzip.compress(("\n".join(rows) + "\n").encode())})
+    assert open_profile(folder).visits == profile.visits
 
 
 def _steps(visit: Visit) -> Any:

@@ -192,7 +192,22 @@ def test_a_profile_goes_on_with_networks_that_it_has_not_seen(
     assert loads(device) == 2 * VISITS - (stopped_at or VISITS)  # nor are roofs measured again
     assert longer.model.roofs == first.model.roofs
     assert (longer.header.seed, longer.header.budget_s) == (7, 1e5 + 1e6)
+    assert [v.run for v in longer.visits] == [0] * VISITS + [1] * VISITS
     assert no_fit == [VISITS, 2 * VISITS]
+
+
+@pytest.mark.usefixtures("no_fit")
+@pytest.mark.parametrize(("most", "kept"), [(3 * VISITS, [0, 1, 2]), (2 * VISITS, [1, 2]), (1, [2])])
+def test_of_too_many_earlier_runs_the_oldest_are_left_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch, most: int, kept: list[int]
+) -> None:
+    profile = run(Counted(), path)
+    for k in (2, 3):
+        profile = run(Counted(), path, base=profile, most_visits=k * VISITS)
+    monkeypatch.setattr(profiling, "MOST_EARLIER", most)
+    longer = run(Counted(), path, base=profile, most_visits=(len(kept) + 1) * VISITS)
+    assert [v.run for v in longer.visits] == [k for k in [*kept, 3] for _ in range(VISITS)]
+    assert len({v.network for v in longer.visits}) == len(longer.visits)
 
 
 @pytest.mark.usefixtures("no_fit")
