@@ -621,7 +621,7 @@ def test_profile_of_a_model_adds_to_this_machines_newest_profile_and_leaves_it(
     made = strict_json(output_of(capsys, *FOCUS, "--budget", "60s", "--json"))
     assert made["folder"] == f"{base['folder']}-small"
     focused, before = open_profile(made["folder"]), open_profile(base["folder"])
-    assert focused.visits[:10] == before.visits
+    assert focused.visits[:10] == tuple(before.visits)
     assert (focused.header.visits, focused.header.focused_visits, focused.header.budget_s) == (14, 4, 1060)
     assert before.header.created == base["profile"]["created"]
     assert sorted(p.name for p in quick_focus.iterdir()) == [before.name, focused.name]

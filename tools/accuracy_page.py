@@ -586,6 +586,10 @@ first, made of the earlier: the same networks, the same method, minutes apart. P
 spectrum of a photograph: how long max-pooling takes depends on what it reads. On Linux, the allocator keeps
 freed memory (`keep_freed_memory` in `latmorph/device/backend.py`), in profiles and here.
 
+**Profiles.** The time given with a profile is that of all its runs of `latmorph profile`, which may be days
+apart. Earlier runs tell how times go with shapes, the latest how long operators take by now: machines change
+from hour to hour, by other factors for other kinds of operators.
+
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /
 bandwidth)*: MorphNet's model summed over operators, with the peak and the bandwidths that the profile

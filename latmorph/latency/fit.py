@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -67,8 +67,7 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
     """
     committee = Committee.of(roofs, visits, seed=seed)
     errors, sigmas = _family_errors(committee.found, committee.held_s)
-    table = _Table.of(roofs, [*committee.found, *committee.earlier])
-    families = _fit_families(table, seed, ROUNDS)
+    families = _fit_families(committee.tables, seed, ROUNDS)
     model = LatencyModel(
         roofs,
         {name: msgspec.structs.replace(f, sigma=sigmas.get(name, 0.3)) for name, f in families.items()},
@@ -85,14 +84,14 @@ class Committee:
 
     Networks of earlier runs were seen by all. ``held_s`` are predictions of the latest run's observations
     ``found``, in their order, each by the model that has not seen its network, in the spell that it was
-    taken in. For ``networks``, dealt into ``folds``,
+    taken in; ``tables`` hold the observations of all runs by family. For ``networks``, dealt into ``folds``,
     ``errors`` are logs of measured over predicted time of a whole pass in the usual spell: ``scale`` times
     the sum of the operators, plus ``overhead_s``. Networks with an operator that has no handler are left out.
     """
 
     predictors: tuple[Predictor, ...]
     found: tuple[Observation, ...]
-    earlier: tuple[Observation, ...]
+    tables: Mapping[str, _Table]
     held_s: np.ndarray
     networks: np.ndarray
     folds: np.ndarray
@@ -122,21 +121,25 @@ class Committee:
         index = {network: i for i, network in enumerate(networks.tolist())}
         owner = np.array([index[o.network] for o in found])
         measured = np.array([whole[n].time_s for n in networks.tolist()])
+        tables = _Table.of(roofs, [*found, *earlier])
+        fold_of = np.append(folds[owner], np.full(len(earlier), -1))
         calm_s, held_s = np.empty(len(found)), np.empty(len(found))
         predictors = []
         for fold in range(FOLDS):
-            out = folds[owner] == fold
-            kept = [o for o, left in zip(found, out, strict=True) if not left]
-            table = _Table.of(roofs, [*kept, *earlier])
-            families = _fit_families(table, seed, ROUNDS if rounds is None else rounds)
+            kept = {name: table.rows(fold_of[table.index] != fold) for name, table in tables.items()}
+            families = _fit_families(
+                {name: table for name, table in kept.items() if len(table.index)},
+                seed,
+                ROUNDS if rounds is None else rounds,
+            )
             predictor = Predictor(LatencyModel(roofs, families, 1.0, 0.0))
             predictors.append(predictor)
-            for network in np.flatnonzero(folds == fold):
-                own = np.flatnonzero(owner == network)
-                specs = [found[i].spec for i in own]
-                where = roofline.places(roofs, specs, footprint=found[own[0]].footprint_bytes)
-                calm_s[own] = predictor(specs, where).total_s[:, 0]
-                held_s[own] = calm_s[own] * [_in_spell(families, found[i]) for i in own]
+            for name, table in tables.items():
+                out = table.rows(fold_of[table.index] == fold)
+                calm_s[out.index] = predictor.of_family(name, out.x, out.ideal_s)
+                held_s[out.index] = calm_s[out.index]
+                if name in families:
+                    held_s[out.index] *= families[name].in_spell(out.spell)
         predicted = np.bincount(owner, weights=calm_s)
         sums = np.bincount(owner, weights=[o.time_s for o in found])
         spell = np.array([whole[n].spell for n in networks.tolist()])
@@ -148,7 +151,7 @@ class Committee:
         return cls(
             tuple(predictors),
             tuple(found),
-            tuple(earlier),
+            tables,
             held_s,
             networks,
             folds,
@@ -304,11 +307,6 @@ def _family(spec: OpSpec) -> str:
     return ops.handler_of(spec.kind).family(spec)
 
 
-def _in_spell(families: dict[str, Family], o: Observation) -> float:
-    family = families.get(_family(o.spec))
-    return 1.0 if family is None else family.in_spell(o.spell)
-
-
 def _family_errors(
     found: Sequence[Observation], predicted_s: np.ndarray
 ) -> tuple[dict[str, FamilyError], dict[str, float]]:
@@ -332,9 +330,13 @@ def _features(spec: OpSpec, place: roofline.Place) -> tuple[list[str], np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """The observations of one family as arrays over its operators; ``share`` is of their networks' time."""
+    """The observations of one family as arrays over its operators.
+
+    ``index`` says which of all observations each is; ``share`` is of its network's time.
+    """
 
     overhead_s: float
+    index: np.ndarray
     network: np.ndarray
     runs_ago: np.ndarray
     times_s: np.ndarray
@@ -344,6 +346,11 @@ class _Table:
     names: list[str]
     x: np.ndarray
 
+    def rows(self, chosen: np.ndarray) -> _Table:
+        """Some of the operators, as a boolean array says."""
+        columns = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return replace(self, **{name: c[chosen] for name, c in columns if isinstance(c, np.ndarray)})
+
     @classmethod
     def of(cls, roofs: Roofs, found: Sequence[Observation]) -> dict[str, _Table]:
         """One table a family."""
@@ -351,6 +358,7 @@ class _Table:
         for o in found:
             networks.setdefault(o.network, []).append(o)
         totals = {network: sum(o.time_s for o in own) for network, own in networks.items()}
+        index = {id(o): i for i, o in enumerate(found)}
         groups: dict[str, list[tuple[Observation, roofline.Place]]] = {}
         for own in networks.values():
             where = roofline.places(roofs, [o.spec for o in own], footprint=own[0].footprint_bytes)
@@ -364,6 +372,7 @@ class _Table:
             rows = [_features(o.spec, place) for o, place in placed]
             tables[name] = cls(
                 roofs.overhead_s,
+                np.array([index[id(o)] for o in group]),
                 np.array([o.network for o in group]),
                 np.array([o.runs_ago for o in group]),
                 times,
@@ -376,7 +385,7 @@ class _Table:
         return tables
 
 
-def _fit_families(tables: dict[str, _Table], seed: int, rounds: int) -> dict[str, Family]:
+def _fit_families(tables: Mapping[str, _Table], seed: int, rounds: int) -> dict[str, Family]:
     parts = {name: _Part.of(table) for name, table in tables.items()}
     told = [p for p in parts.values() if p.informed.any()]
     usual = 0.0

@@ -64,9 +64,9 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trees: Trees
     spell_slopes: tuple[float, float] = (0.0, 0.0)
 
-    def in_spell(self, spell: tuple[float, float]) -> float:
-        """The factor on times over the reference's, in a spell (see ``Observation``)."""
-        return float(np.exp(np.dot(self.spell_slopes, spell)))
+    def in_spell(self, spell: np.ndarray) -> np.ndarray:
+        """The factors on times over the reference's in spells (see ``Observation``), shape ``(rows, 2)``."""
+        return np.asarray(np.exp(spell @ np.array(self.spell_slopes)))
 
 
 class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,26 +137,41 @@ class Predictor:
             measured[chosen] = True
             table = [roofline.features(specs[i], variants, places[i]) for i in chosen]
             x = _aligned(family, table)
-            fine, distance = self._residual(name, family, x)
-            residual[chosen] = fine.reshape(len(chosen), variants)
-            # What computes and moves nothing is all overhead, and its residual is of that.
-            still = compute[chosen] + memory[chosen] == 0
-            overhead[chosen] = family.overhead_s * np.exp(np.where(still, residual[chosen] - family.level, 0))
-            sigma[chosen] = family.sigma + 0.2 * distance.reshape(len(chosen), variants)
+            still = (compute[chosen] + memory[chosen] == 0).ravel()
+            overhead_s, fine, distance = (
+                column.reshape(len(chosen), variants) for column in self._terms(name, family, x, still)
+            )
+            overhead[chosen], residual[chosen] = overhead_s, fine
+            sigma[chosen] = family.sigma + 0.2 * distance
         factor = self.model.scale * np.exp(residual)
         compute, memory = compute * factor, memory * factor
         overhead = overhead * self.model.scale
         total = overhead + roofline.smoothmax(compute, memory)
         return Prediction(compute, memory, overhead, total, sigma, measured)
 
-    def _residual(self, name: str, family: Family, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The residual, and the distance from the data in doublings of size, both of shape (rows,)."""
+    def of_family(self, name: str, x: np.ndarray, roofline_s: np.ndarray) -> np.ndarray:
+        """Seconds of operators of one family, from rows of its features and their times at the roofline."""
+        family = self.model.families.get(name)
+        if family is None:
+            return np.asarray(self.model.scale * (self.model.roofs.overhead_s + roofline_s))
+        overhead_s, residual, _ = self._terms(name, family, x, roofline_s == 0)
+        return np.asarray(self.model.scale * (overhead_s + roofline_s * np.exp(residual)))
+
+    def _terms(
+        self, name: str, family: Family, x: np.ndarray, still: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Overhead, residual, and the distance from the data in doublings of size, all of shape (rows,).
+
+        What is ``still``, computes and moves nothing, is all overhead, and its residual is of that.
+        """
         low, high = np.asarray(family.low), np.asarray(family.high)
         outside = np.maximum(0.0, np.maximum(low - x, x - high))
         sizes = [k for k, n in enumerate(family.features) if n in roofline.SIZES]
         distance = outside[:, sizes].max(axis=1)
         fine = np.clip(self._trees[name](x), -family.bound, family.bound)
-        return family.level + fine * np.exp(-0.5 * distance), distance
+        fine = fine * np.exp(-0.5 * distance)
+        overhead_s = family.overhead_s * np.exp(np.where(still, fine, 0.0))
+        return overhead_s, family.level + fine, distance
 
 
 def _aligned(family: Family, table: Sequence[tuple[list[str], np.ndarray]]) -> np.ndarray:

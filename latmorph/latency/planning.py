@@ -32,9 +32,9 @@ class AdaptivePlan:
     """A plan that goes round by round: half of each is drawn blindly, half chosen.
 
     After each round three models are fitted to parts of the data. Of networks not yet measured those are
-    chosen about whose operators the models differ most. The blind half tells the error on networks that
-    nothing was fitted to; the run, which is that of the number ``run``, ends once that is at most
-    ``error_percent``.
+    chosen about whose operators the models differ most; before the first, any. The blind half tells the
+    error on networks that nothing was fitted to; the run, which is that of the number ``run``, ends once that
+    is at most ``error_percent``.
     """
 
     plan: Plan
@@ -61,8 +61,7 @@ class AdaptivePlan:
             blind = list(range(first, first + (size + 1) // 2))
             pool = range(first + len(blind), first + len(blind) + CANDIDATES * (size // 2))
             committee = self._committee()
-            begun = any(v.run == self.run for v in self.journal.visits)
-            if committee is not None and begun and committee.error_percent <= self.error_percent:
+            if committee is not None and committee.error_percent <= self.error_percent:
                 return
             chosen = self._chosen(committee, pool, size // 2)
             focus = [-1 - i for i in range(len(self.plan.focus)) if -1 - i not in seen][:size]
@@ -71,7 +70,7 @@ class AdaptivePlan:
             first = pool.stop
 
     def _committee(self) -> Committee | None:
-        if not self.journal.visits:
+        if not any(v.run == self.run for v in self.journal.visits):  # how the machine is now, none tells yet
             return None
         try:
             return Committee.of(self.roofs, self.journal.visits, seed=self.plan.seed, rounds=ROUNDS)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -80,7 +80,7 @@ class Profile:
 
     header: Header
     model: LatencyModel
-    visits: tuple[Visit, ...]
+    visits: Sequence[Visit]
 
     @property
     def name(self) -> str:
@@ -144,7 +144,7 @@ class Profile:
         if not isinstance(other, Profile):
             return NotImplemented
         ours, theirs = (msgspec.structs.replace(p.header, sha256={}) for p in (self, other))
-        return (ours, self.model, self.visits) == (theirs, other.model, other.visits)
+        return (ours, self.model, tuple(self.visits)) == (theirs, other.model, tuple(other.visits))
 
     def save(self, folder: str | Path) -> Path:
         """Write the profile's folder, whole or not at all, and return it.
@@ -224,7 +224,11 @@ def mismatch(fingerprint: Fingerprint) -> list[str]:
 
 
 def open_profile(folder: str | Path) -> Profile:
-    """Read a profile's folder. Raises ProfileError, saying what is wrong, for anything but a whole one."""
+    """Read a profile's folder. Raises ProfileError, saying what is wrong, for anything but a whole one.
+
+    Its measurements are unpacked when first looked at, since predictions need none: if they are malformed
+    though their checksum is right, ProfileError is raised then.
+    """
     folder = Path(folder)
     header = read_header(folder)
     data = {}
@@ -236,9 +240,8 @@ def open_profile(folder: str | Path) -> Profile:
                 "profile the device again, or restore the file"
             )
     model = _decode(_unpack(folder / MODEL, data[MODEL]), LatencyModel, folder)
-    visits = _visits_from_csv(_unpack(folder / MEASUREMENTS, data[MEASUREMENTS]), folder)
     _check_model(model, folder)
-    return Profile(header, model, visits)
+    return Profile(header, model, _Packed(data[MEASUREMENTS], folder))
 
 
 def read_header(folder: str | Path) -> Header:
@@ -313,6 +316,28 @@ def _unpack(path: Path, data: bytes) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed(Sequence[Visit]):
+    """The visits in a folder's measurements, unpacked when first looked at."""
+
+    data: bytes
+    folder: Path
+
+    @cached_property
+    def visits(self) -> tuple[Visit, ...]:
+        return _visits_from_csv(_unpack(self.folder / MEASUREMENTS, self.data), self.folder)
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    @overload
+    def __getitem__(self, at: int) -> Visit: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Visit, ...]: ...
+    def __getitem__(self, at: int | slice) -> Visit | tuple[Visit, ...]:
+        return self.visits[at]
 
 
 _COLUMNS = ("network", "visit", "row", "spec", "times_ns")

@@ -88,7 +88,7 @@ def seal(folder: Path, parts: dict[str, bytes] | None = None, **fields: Any) -> 
 def refused(folder: Path, match: str) -> None:
     """The folder is refused by name with a ProfileError that says why."""
     with pytest.raises(ProfileError, match=match) as caught:
-        open_profile(folder)
+        len(open_profile(folder).visits)
     assert folder.name in str(caught.value)
 
 
@@ -103,7 +103,7 @@ def test_a_saved_profile_loads_equal(simulated_profile: Profile, tmp_path: Path)
     loaded = open_profile(simulated_profile.save(tmp_path / "deep" / "down" / "saved"))
     assert loaded == simulated_profile
     assert loaded.model == simulated_profile.model
-    assert loaded.visits == simulated_profile.visits
+    assert tuple(loaded.visits) == tuple(simulated_profile.visits)
     assert loaded.header.validation == simulated_profile.header.validation
     assert [t for f in loaded.model.families.values() for t in f.trees.feature]  # there are trees in it
 
@@ -149,7 +149,7 @@ def test_raw_samples_come_back_to_the_nanosecond(profile: Profile, tmp_path: Pat
     noisy = visit_network(Simulated(noise=0.4), -3, 7, _steps(profile.visits[0]), 123, StopRule(least=4))
     exact = round_to_ns([noisy])
     loaded = open_profile(Profile(profile.header, profile.model, exact).save(tmp_path / "saved"))
-    assert loaded.visits == exact
+    assert tuple(loaded.visits) == exact
     for ours, theirs in zip(loaded.visits[0].times_s, noisy.times_s, strict=True):
         assert ours == pytest.approx(theirs, abs=0.51e-9)
     assert loaded.visits[0].network == -3
@@ -165,7 +165,7 @@ def test_the_run_of_every_visit_comes_back(profile: Profile, tmp_path: Path) -> 
 def test_a_profile_from_before_runs_were_numbered_is_of_one(folder: Path, profile: Profile) -> None:
     rows = [row for row in measurements(folder) if ",run," not in row]
     seal(folder, {"measurements.csv.gz": gzip.compress(("\n".join(rows) + "\n").encode())})
-    assert open_profile(folder).visits == profile.visits
+    assert tuple(open_profile(folder).visits) == profile.visits
 
 
 def _steps(visit: Visit) -> Any:
