@@ -158,10 +158,9 @@ def run_profile(
 
 def _latest_runs(visits: Sequence[Visit]) -> list[Visit]:
     """The visits of the latest runs, as many as :data:`MOST_EARLIER` allows; of the latest in any case."""
-    latest, *before = runs(visits)
-    kept = [latest]
-    for run in before:
-        if sum(map(len, kept)) + len(run) > MOST_EARLIER:
+    kept: list[list[Visit]] = []
+    for run in runs(visits):
+        if kept and sum(map(len, kept)) + len(run) > MOST_EARLIER:
             break
         kept.append(run)
     return [visit for run in reversed(kept) for visit in run]

@@ -211,6 +211,14 @@ def test_of_too_many_earlier_runs_the_oldest_are_left_out(
 
 
 @pytest.mark.usefixtures("no_fit")
+def test_a_profile_without_measurements_goes_on_with_its_roofs(path: Path) -> None:
+    first = run(Counted(), path)
+    longer = run(Counted(), path, base=Profile(first.header, first.model, ()))
+    assert [v.run for v in longer.visits] == [0] * VISITS
+    assert longer.model.roofs == first.model.roofs
+
+
+@pytest.mark.usefixtures("no_fit")
 def test_a_profile_does_not_go_on_on_another_device(path: Path) -> None:
     first = run(Counted(), path)
     with pytest.raises(ProfileError, match="cannot go on here: it is of another device"):
