@@ -24,7 +24,9 @@ from latmorph.latency.planning import AdaptivePlan, Lower
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
 from latmorph.opspec import OpSpec, Step
 
-DEFAULT_BUDGET_S = 240.0
+DEFAULT_BUDGET_S = 200.0
+"""With what earlier runs take to be read and fitted again, a run of five minutes at most."""
+
 QUICK_BUDGET_S = 30.0
 
 PASS_S = 2e-3
