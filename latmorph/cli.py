@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--quick", action="store_true", help="half a minute of measuring, larger errors")
     sub.add_argument("--budget", metavar="TIME", help="time to measure for: 90s, 5m, 1h, or seconds")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the sampled networks of a fresh profile")
+    sub.add_argument(
+        "--seed", type=int, default=0, help="seed of what is drawn; a profile gone on with keeps its own"
+    )
     sub.add_argument("--model", metavar="MODEL", help="add measurements of this model to a profile (focus)")
     sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=f"with --model: {INPUT}")
     base = sub.add_mutually_exclusive_group()

@@ -396,6 +396,11 @@ def runs(visits: Sequence[Visit]) -> list[list[Visit]]:
     return found[::-1]
 
 
+def next_run(visits: Sequence[Visit]) -> int:
+    """The number of the run that follows those of some visits."""
+    return 1 + max((v.run for v in visits), default=-1)
+
+
 def calm_reference_s(visits: Sequence[Visit]) -> float:
     """The reference's time on the calm machine, in seconds: the lower quartile of the latest run's visits."""
     return float(np.quantile([v.reference_s for v in runs(visits)[0]], CALM))
@@ -459,10 +464,13 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
     In each visit, over the reference's time, times the calm one; the mean over a network's visits. Every run
     has networks of its own.
     """
+    if not visits:
+        return [], {}
+    calm = calm_reference_s(visits)
     found: list[Observation] = []
     wholes: dict[int, Whole] = {}
     for runs_ago, of_run in enumerate(runs(visits)):
-        own, whole = _observations(of_run, runs_ago, calm_reference_s(visits))
+        own, whole = _observations(of_run, runs_ago, calm)
         found += own
         wholes |= whole
     return found, wholes

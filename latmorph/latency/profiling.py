@@ -17,7 +17,17 @@ from latmorph.device.fresh import visitor_of
 from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
-from latmorph.device.timing import Journal, Plan, Progress, StopRule, Visit, calm_reference_s, collect, runs
+from latmorph.device.timing import (
+    Journal,
+    Plan,
+    Progress,
+    StopRule,
+    Visit,
+    calm_reference_s,
+    collect,
+    next_run,
+    runs,
+)
 from latmorph.errors import ProfileError
 from latmorph.latency.fit import fit
 from latmorph.latency.planning import AdaptivePlan, Lower
@@ -86,7 +96,7 @@ def run_profile(
                     f"profile {base.name} cannot go on here: it is of another device ({differences})"
                 )
         earlier = [] if base is None else _latest_runs(base.visits)
-        run = 1 + max((v.run for v in earlier), default=-1)
+        run = next_run(earlier)
         head = {
             "format": "latmorph-journal",
             "version": 2,

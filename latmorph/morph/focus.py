@@ -17,7 +17,16 @@ import msgspec
 from latmorph._version import __version__
 from latmorph.device import registry
 from latmorph.device.fresh import visitor_of
-from latmorph.device.timing import Journal, Progress, StopRule, Visit, calm_reference_s, collect, shuffled
+from latmorph.device.timing import (
+    Journal,
+    Progress,
+    StopRule,
+    Visit,
+    calm_reference_s,
+    collect,
+    next_run,
+    shuffled,
+)
 from latmorph.errors import ProfileError, UsageError
 from latmorph.graph.capture import capture
 from latmorph.graph.graph import Graph
@@ -121,7 +130,7 @@ def focus(
             rule=rule,
             progress=say,
             most_visits=most_visits,
-            run=1 + max((v.run for v in profile.visits), default=-1),
+            run=next_run(profile.visits),
         )
     say(1.0, "fitting")
     focused = _refitted(profile, round_to_ns(made), budget_s, folder.name if folder else profile.name)
