@@ -89,7 +89,10 @@ class Backend(ABC):
 
     @abstractmethod
     def reference(self) -> float:
-        """Seconds of one run of a fixed operator, the yardstick for a noisy spell."""
+        """Seconds of one run of a fixed operator, the yardstick for a noisy spell.
+
+        The first runs after a network still show it: see :func:`latmorph.device.timing.reference_s`.
+        """
 
     @abstractmethod
     def traffic(self) -> float:
