@@ -141,7 +141,7 @@ def settle(run: Callable[[], float], for_s: float = SETTLED_S) -> list[float]:
 
 FORGOTTEN_S = 0.0015
 """In this time the reference forgets what ran before it. On a Xeon, where it takes 0.37 ms, its first run
-after a ViT of 350 MB takes 0.62 ms, the second 0.41, the third 0.38; after MobileNetV2 0.47, 0.37 and 0.36."""
+after a ViT of 350 MB takes 0.62 ms, the second 0.41, the third 0.38; after MobileNetV2 0.47, 0.37, 0.36."""
 
 READ_S = 0.001
 """Then its runs are read for so long."""

@@ -136,7 +136,7 @@ class Committee:
             predictors.append(predictor)
             for name, table in tables.items():
                 out = table.rows(fold_of[table.index] == fold)
-                calm_s[out.index] = predictor.of_family(name, out.x, out.ideal_s)
+                calm_s[out.index] = predictor.of_family(name, out.x, out.compute_s, out.memory_s)
                 held_s[out.index] = calm_s[out.index]
                 if name in families:
                     held_s[out.index] *= families[name].in_spell(out.spell)
@@ -341,10 +341,15 @@ class _Table:
     runs_ago: np.ndarray
     times_s: np.ndarray
     spell: np.ndarray
-    ideal_s: np.ndarray
+    compute_s: np.ndarray
+    memory_s: np.ndarray
     share: np.ndarray
     names: list[str]
     x: np.ndarray
+
+    def ideal_s(self, memory_level: float = 0.0) -> np.ndarray:
+        """Seconds at the roofline, where memory stays so much further below its roof than arithmetic."""
+        return roofline.smoothmax(self.compute_s, self.memory_s * np.exp(memory_level))
 
     def rows(self, chosen: np.ndarray) -> _Table:
         """Some of the operators, as a boolean array says."""
@@ -377,7 +382,8 @@ class _Table:
                 np.array([o.runs_ago for o in group]),
                 times,
                 np.array([o.spell for o in group]),
-                roofline.smoothmax(pairs[:, 0], pairs[:, 1]),
+                pairs[:, 0],
+                pairs[:, 1],
                 times / np.array([totals[o.network] for o in group]),
                 rows[0][0],
                 np.array([values for _, values in rows]),
@@ -425,14 +431,31 @@ class _Part:
     """
 
     overhead_s: float
+    memory_level: float
     target: np.ndarray
     weight: np.ndarray
     informed: np.ndarray
 
     @classmethod
     def of(cls, table: _Table) -> _Part:
-        times, ideal = np.maximum(table.times_s, CLOCK_S), table.ideal_s
-        overhead = _overhead(table.overhead_s, times, ideal)
+        """The part at the memory level at which the family's operators are most alike."""
+        times = np.maximum(table.times_s, CLOCK_S)
+        overhead = _overhead(table.overhead_s, times, table.ideal_s())
+        parts = [cls._at(table, times, overhead, level) for level in MEMORY_LEVELS]
+        return min(parts, key=lambda part: part.unlikeness + BELIEF / len(times) * part.memory_level**2)
+
+    @property
+    def unlikeness(self) -> float:
+        """How far the logs of operators that tell something lie from the median one, in the mean."""
+        told = self.informed * self.weight
+        if not told.any():
+            return 0.0
+        spread = np.abs(self.target - _weighted_median(self.target, told))
+        return float(np.average(np.minimum(spread, BOUND), weights=told))
+
+    @classmethod
+    def _at(cls, table: _Table, times: np.ndarray, overhead: float, memory_level: float) -> _Part:
+        ideal = table.ideal_s(memory_level)
         # At least a tenth of the time: below that it cannot be told apart at all.
         target = np.log(np.maximum(times - overhead, 0.1 * times) / np.maximum(ideal, 1e-12))
         weight = table.share**0.75 * (1 - 0.9 * np.minimum(overhead / times, 1.0))
@@ -443,8 +466,11 @@ class _Part:
         informed = np.where(
             (ideal > 0.02 * overhead) & (ideal > 0) & (times > 1.5 * overhead), 1 - overhead / times, 0.0
         )
-        return cls(overhead, target, weight, informed)
+        return cls(overhead, memory_level, target, weight, informed)
 
+
+MEMORY_LEVELS = tuple(k / 8 for k in range(-12, 13))
+"""What a family's memory level may be."""
 
 BELIEF = 5.0
 """Operators, told apart from their overhead, that it takes to believe in a family's own level by half.
@@ -463,16 +489,17 @@ class _Task:
 
     overhead_s: float
     level: float
+    memory_level: float
     target: np.ndarray
     weight: np.ndarray
 
     @classmethod
     def of(cls, table: _Table, part: _Part, usual: float) -> _Task:
         weight = np.where(table.runs_ago > 0, EARLIER, 1.0)
-        if not np.any(table.ideal_s > 0):  # nothing computed and nothing moved: views cost their dispatch
+        if not np.any(table.ideal_s() > 0):  # nothing computed and nothing moved: views cost their dispatch
             overhead = float(np.median(table.times_s))
             target = np.log(np.maximum(table.times_s, CLOCK_S) / max(overhead, CLOCK_S))
-            return cls(overhead, 0.0, target, weight * table.share**0.75)
+            return cls(overhead, 0.0, 0.0, target, weight * table.share**0.75)
         weight *= part.weight
         # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
         told, level = float(part.informed.sum()), usual
@@ -481,7 +508,8 @@ class _Task:
             spread = max(_weighted_median(np.abs(part.target - own), part.informed * weight), 0.1)
             doubt = BELIEF * min(spread, 1.0) ** 2
             level = (told * own + doubt * usual) / (told + doubt)
-        return cls(part.overhead_s, level, np.where(part.informed > 0, part.target - level, 0.0), weight)
+        target = np.where(part.informed > 0, part.target - level, 0.0)
+        return cls(part.overhead_s, level, part.memory_level, target, weight)
 
 
 def _as_of_latest(
@@ -532,6 +560,7 @@ def _fit_family(table: _Table, task: _Task, seed: int, rounds: int) -> Family:
         *limits,
         _at_zero(trees, len(table.names)),
         tuple(slopes.tolist()),
+        task.memory_level,
     )
 
 

@@ -51,7 +51,8 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roofline; the trees add to it, within ``bound``; ``low`` and ``high`` are the range of every feature
     in the data, and ``sigma`` the held-out error, as a standard deviation of the log. When neighbours slow
     the reference operator and the block beside it, these slow by the reference's factor to the power of one
-    and the first of ``spell_slopes``, times the block's to the power of the second.
+    and the first of ``spell_slopes``, times the block's to the power of the second. ``memory_level`` is the
+    log of how much further below its roof memory stays than arithmetic.
     """
 
     overhead_s: float
@@ -63,6 +64,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     high: list[float]
     trees: Trees
     spell_slopes: tuple[float, float] = (0.0, 0.0)
+    memory_level: float = 0.0
 
     def in_spell(self, spell: np.ndarray) -> np.ndarray:
         """The factors on times over the reference's in spells (see ``Observation``), shape ``(rows, 2)``."""
@@ -72,6 +74,7 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``t = scale * (overhead + smoothmax(compute, memory) * exp(residual))`` for one operator.
 
+    Memory is that at the roof times ``exp(memory_level)`` of the operator's family.
     A view, which computes and moves nothing, takes ``scale * overhead * exp(residual - level)``.
     A whole pass takes the sum of its operators and ``overhead_s``. Both it and ``scale`` are fitted on
     networks held out of the rest; ``sigma`` is the standard deviation of the log of what is left.
@@ -143,19 +146,24 @@ class Predictor:
             )
             overhead[chosen], residual[chosen] = overhead_s, fine
             sigma[chosen] = family.sigma + 0.2 * distance
+            memory[chosen] *= np.exp(family.memory_level)
         factor = self.model.scale * np.exp(residual)
         compute, memory = compute * factor, memory * factor
         overhead = overhead * self.model.scale
         total = overhead + roofline.smoothmax(compute, memory)
         return Prediction(compute, memory, overhead, total, sigma, measured)
 
-    def of_family(self, name: str, x: np.ndarray, roofline_s: np.ndarray) -> np.ndarray:
-        """Seconds of operators of one family, from rows of its features and their times at the roofline."""
+    def of_family(
+        self, name: str, x: np.ndarray, compute_s: np.ndarray, memory_s: np.ndarray
+    ) -> np.ndarray:
+        """Seconds of operators of one family, from rows of its features and their times at both roofs."""
         family = self.model.families.get(name)
         if family is None:
-            return np.asarray(self.model.scale * (self.model.roofs.overhead_s + roofline_s))
-        overhead_s, residual, _ = self._terms(name, family, x, roofline_s == 0)
-        return np.asarray(self.model.scale * (overhead_s + roofline_s * np.exp(residual)))
+            ideal_s = roofline.smoothmax(compute_s, memory_s)
+            return np.asarray(self.model.scale * (self.model.roofs.overhead_s + ideal_s))
+        ideal_s = roofline.smoothmax(compute_s, memory_s * np.exp(family.memory_level))
+        overhead_s, residual, _ = self._terms(name, family, x, ideal_s == 0)
+        return np.asarray(self.model.scale * (overhead_s + ideal_s * np.exp(residual)))
 
     def _terms(
         self, name: str, family: Family, x: np.ndarray, still: np.ndarray

@@ -204,6 +204,33 @@ def test_with_memory_as_the_only_limit_time_is_proportional_to_bytes() -> None:
     assert rate == pytest.approx(1e8, rel=0.01)
 
 
+def test_memory_may_stay_further_below_its_roof_than_arithmetic() -> None:
+    # Linear layers read at half the bandwidth of the roof, and compute at the peak: of many rows, which
+    # compute, they tell nothing of those of one row, which read.
+    device = Simulated(out_block=1, overhead_s=1e-6)
+
+    def layers(rows: int, random: np.random.Generator, low: int, high: int) -> Steps:
+        net = NetworkBuilder((rows, int(random.integers(low, high))))
+        for _ in range(4):
+            net.linear(len(net.steps) - 1, int(random.integers(low, high)))
+        return tuple(net.steps)
+
+    def time_s(spec: OpSpec) -> float:
+        (rows, inner), (outer, _) = spec.inputs[0].shape, spec["weight"].shape
+        moved = 4 * (inner * outer + outer + rows * (inner + outer))
+        return 1e-6 + max(2 * rows * inner * outer / 1e11, 2 * moved / 1e10)
+
+    random = np.random.default_rng(0)
+    networks = [layers(1 if k % 4 == 0 else 256, random, 100, 600) for k in range(60)]
+    visits = [times_visit(k, n, [time_s(s.spec) for s in n]) for k, n in enumerate(networks)]
+    model, _ = fit(roofs_of(device), visits)
+    linear = model.families["linear"]
+    assert (linear.level, linear.memory_level) == pytest.approx((0.0, np.log(2)), abs=0.1)
+    for rows in (1, 256):  # far larger ones than any that were timed
+        large = layers(rows, random, 3000, 5000)
+        assert predicted_s(model, large) == pytest.approx(sum(time_s(s.spec) for s in large), rel=0.1)
+
+
 def test_with_overhead_as_the_only_cost_time_is_the_number_of_operators() -> None:
     device = Simulated(peak_flops_per_s=1e18, bandwidth_bytes_per_s=1e18, overhead_s=1e-4)
     model, _ = fitted(device)

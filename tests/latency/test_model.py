@@ -177,6 +177,17 @@ def leaf(value: float) -> Trees:
     return Trees(0, [[0]], [[0.0]], [[-1]], [[-1]], [[value]])
 
 
+@pytest.mark.parametrize("memory_level", [-0.7, 0.4])
+def test_the_memory_level_is_of_memory_alone(memory_level: float) -> None:
+    predictor = Predictor(model({"conv2d": family(level=0.3, memory_level=memory_level)}, scale=1.5))
+    compute, memory = (t * math.exp(0.3) for t in roofs_by_hand(convolution()))
+    memory *= math.exp(memory_level)
+    prediction = predictor([convolution()], [PLACE])
+    assert prediction.compute_s[0, 0] == pytest.approx(1.5 * compute, rel=1e-9)
+    assert prediction.memory_s[0, 0] == pytest.approx(1.5 * memory, rel=1e-9)
+    assert prediction.total_s[0, 0] == pytest.approx(1.5 * (2e-6 + smoothmax(compute, memory)), rel=1e-9)
+
+
 @pytest.mark.parametrize(("value", "fine"), [(1e6, 3.0), (-1e6, -3.0), (2.9, 2.9), (-2.9, -2.9)])
 def test_the_residual_is_bounded(value: float, fine: float) -> None:
     prediction = Predictor(model({"conv2d": family(leaf(value))}))([convolution()], [PLACE])
