@@ -578,9 +578,9 @@ variants of it. No network of zoo, hard or removal is used in fitting a profile.
 **Measuring.** Eight rounds over everything, in random order; in each, every network has a process of its
 own, forked from one that has imported the zoos and run nothing (`latmorph/device/fresh.py`), as it has in
 profiles. There it is built, runs until it has settled, then three times timed, with a fixed reference
-operator, settled itself, before and after each. A round's time is the mean of the calmer half of its samples, taken to the
-calm machine by how much the reference was slower than on it (`latmorph/device/timing.py`); "measured" is the
-median of a network's rounds.
+operator, settled itself, before and after each. A round's time is the mean of the calmer half of its
+samples, taken to the calm machine by how much the reference was slower than on it
+(`latmorph/device/timing.py`); "measured" is the median of a network's rounds.
 **Repeatability** is the second take, made of the later half of the rounds in the same way, against the
 first, made of the earlier: the same networks, the same method, minutes apart. Pictures are noise with the
 spectrum of a photograph: how long max-pooling takes depends on what it reads. On Linux, the allocator keeps

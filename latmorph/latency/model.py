@@ -153,9 +153,7 @@ class Predictor:
         total = overhead + roofline.smoothmax(compute, memory)
         return Prediction(compute, memory, overhead, total, sigma, measured)
 
-    def of_family(
-        self, name: str, x: np.ndarray, compute_s: np.ndarray, memory_s: np.ndarray
-    ) -> np.ndarray:
+    def of_family(self, name: str, x: np.ndarray, compute_s: np.ndarray, memory_s: np.ndarray) -> np.ndarray:
         """Seconds of operators of one family, from rows of its features and their times at both roofs."""
         family = self.model.families.get(name)
         if family is None:
