@@ -91,7 +91,7 @@ class Backend(ABC):
     def reference(self) -> float:
         """Seconds of one run of a fixed operator, the yardstick for a noisy spell.
 
-        The first runs after a network still show it: see :func:`latmorph.device.timing.reference_s`.
+        The first runs after a network still show it: see :func:`latmorph.device.timing.settled_reference_s`.
         """
 
     @abstractmethod

@@ -348,8 +348,8 @@ class _Table:
     x: np.ndarray
 
     def ideal_s(self, memory_level: float = 0.0) -> np.ndarray:
-        """Seconds at the roofline, where memory stays so much further below its roof than arithmetic."""
-        return roofline.smoothmax(self.compute_s, self.memory_s * np.exp(memory_level))
+        """Seconds of each at both roofs (see :func:`roofline.ideal_s`)."""
+        return roofline.ideal_s(self.compute_s, self.memory_s, memory_level)
 
     def rows(self, chosen: np.ndarray) -> _Table:
         """Some of the operators, as a boolean array says."""

@@ -157,9 +157,9 @@ class Predictor:
         """Seconds of operators of one family, from rows of its features and their times at both roofs."""
         family = self.model.families.get(name)
         if family is None:
-            ideal_s = roofline.smoothmax(compute_s, memory_s)
+            ideal_s = roofline.ideal_s(compute_s, memory_s)
             return np.asarray(self.model.scale * (self.model.roofs.overhead_s + ideal_s))
-        ideal_s = roofline.smoothmax(compute_s, memory_s * np.exp(family.memory_level))
+        ideal_s = roofline.ideal_s(compute_s, memory_s, family.memory_level)
         overhead_s, residual, _ = self._terms(name, family, x, ideal_s == 0)
         return np.asarray(self.model.scale * (overhead_s + ideal_s * np.exp(residual)))
 

@@ -25,6 +25,11 @@ def smoothmax(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(high * (1.0 + ratio**SHARPNESS) ** (1.0 / SHARPNESS))
 
 
+def ideal_s(compute_s: np.ndarray, memory_s: np.ndarray, memory_level: float = 0.0) -> np.ndarray:
+    """Seconds at both roofs, where memory stays further below its own by a factor ``exp(memory_level)``."""
+    return smoothmax(compute_s, memory_s * np.exp(memory_level))
+
+
 def blocks_of(roofs: Roofs, spec: OpSpec) -> tuple[int, int]:
     """Input and output blocks of an operator's family, or else its kind; 1 where none were measured."""
     family = ops.handler_of(spec.kind).family(spec)
