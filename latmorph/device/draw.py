@@ -35,12 +35,12 @@ class Draw:
         return bool(self.random.random() < probability)
 
     def width(self, low: int, high: int) -> int:
-        """A log-uniform width; more than half are multiples of 8, as designers choose them."""
+        """A log-uniform width; half are multiples of 8, as designers choose them, a sixth one off: cliffs."""
         value = float(np.exp(self.random.uniform(np.log(low), np.log(high))))
-        step = 1
-        if self.chance(0.55):
-            step = self.one((8, 16, 32, 64)) if value >= 64 else self.one((8, 16))
-        return max(step, round(value / step) * step, 1)
+        if self.chance(0.33):
+            return max(1, round(value))
+        step = self.one((8, 16, 32, 64)) if value >= 64 else self.one((8, 16))
+        return max(step, round(value / step) * step) + (self.one((-1, 1)) if self.chance(0.25) else 0)
 
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))

@@ -33,6 +33,7 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         x = net.activation(-1, act, inplace=False)
     grouped = bottleneck and draw.chance(0.5)
     fixed_groups = draw.chance(0.4)
+    kernel, dilation = draw.one((3, 3, 3, 3, 3, 3, 5, 7)), draw.one((1,) * 11 + (2,))
     group = draw.one((4, 4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
     for block in range(6):
         if block and net.flops > limit:
@@ -52,10 +53,11 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
                 groups = max(1, round(inner / group))
                 inner = groups * group
             y = norm_act(net, net.conv(y, inner, 1), act)
-            y = norm_act(net, net.conv(y, inner, 3, stride, groups), act)
+            y = norm_act(net, net.conv(y, inner, kernel, stride, groups, dilation=dilation), act)
             y = net.batch_norm(net.conv(y, out, 1))
         else:
-            y = norm_act(net, net.conv(y, draw.width(max(8, out // 2), out + 8), 3, stride), act)
+            inner = draw.width(max(8, out // 2), out + 8)
+            y = norm_act(net, net.conv(y, inner, kernel, stride, dilation=dilation), act)
             y = net.batch_norm(net.conv(y, out, 3))
         if changes or stride > 1:
             x = net.batch_norm(net.conv(x, out, 1, stride))
@@ -118,7 +120,7 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         x = -1
         width = draw.width(24, 72)
     else:
-        size = draw.side((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16))
+        size = draw.side((224, 112, 112, 56, 56, 28, 28, 14, 14, 32, 16, 7, 4))
         width = draw.width(16, up_to(size, ((9, 1280), (48, 544), (70, 288), (130, 144), (224, 72))))
         batch = draw.one((1, 1, 1, 1, 4)) if size <= 32 else 1
         net = NetworkBuilder((batch, width, size, size), dtype)
@@ -128,7 +130,9 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if layer and net.flops > limit:
             break
         stride = 2 if net.shape(x)[2] >= 4 and draw.chance(0.15) else 1
-        x = net.conv(x, width, draw.one((3, 3, 3, 3, 5)) if net.shape(x)[1] < 128 else 3, stride, bias=bias)
+        kernel = draw.one((3, 3, 3, 3, 5, 7)) if net.shape(x)[1] < 128 else draw.one((3,) * 9 + (5,))
+        dilation = 2 if stride == 1 and draw.chance(0.1) else 1
+        x = net.conv(x, width, kernel, stride, bias=bias, dilation=dilation)
         x = net.activation(net.batch_norm(x) if normed else x, act)
         if draw.chance(0.35) and net.shape(x)[2] >= 4:
             x = net.pool(x, "max_pool2d", 2, 2)
