@@ -12,6 +12,9 @@ from latmorph.opspec import Step
 BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 """Block sizes that are looked for."""
 
+SIZES = range(17, 28)
+"""Powers of two of the buffers whose bandwidth is measured: beyond the last, no cache holds any of it."""
+
 SWEEPS = (("conv2d", "in"), ("conv2d", "out"), ("depthwise", "out"), ("linear", "in"), ("linear", "out"))
 """Kinds and axes whose widths are swept; a depthwise convolution's input is as wide as its output."""
 
@@ -68,7 +71,7 @@ def measure_roofs(backend: Backend, *, dtype: str = "float32", passes: int = 12)
         net.linear(-1, size, bias=False)
         peak = max(peak, net.flops / _smallest(backend, net.steps, passes))
     bandwidth: list[tuple[float, float]] = []
-    for power in range(17, 29):
+    for power in SIZES:
         steps = _inplace((2**power // 4,), dtype)
         moved = 2 * steps[0].spec.out.bytes
         time_s = max(_smallest(backend, steps, passes) - tiny, 1e-9)
