@@ -361,7 +361,8 @@ def test_networks_are_exported_once_for_onnx_runtime(tmp_path: Path, parent: Cas
     plan = accuracy.Plan([parent])
     predicted = {"small": accuracy.Forecast(1, 1.0, 1.0, (0.5, 2.0), (), "digest")}
     failed: dict[str, str] = {}
-    measuring = accuracy.Measuring(args, profile, plan, predicted, failed)
+    journal = accuracy.Journal(tmp_path / "journal", {}, resume=False)
+    measuring = accuracy.Measuring(args, profile, plan, predicted, failed, journal)
     files = measuring.files()
     assert not failed
     first = Path(files["small"])
@@ -386,13 +387,17 @@ def test_one_network_that_cannot_run_does_not_take_others_along(
     monkeypatch.setattr(accuracy, "cases_of", without_one)
     monkeypatch.setattr(accuracy, "forecasts", predicted)
     accuracy.main(
-        ["--set", "hard", "--profile", "here", "-o", str(tmp_path / "a"), "--journals", str(tmp_path / "j")]
+        [
+            *("--set", "hard", "zoo", "--profile", "here"),
+            *("-o", str(tmp_path / "a"), "--journals", str(tmp_path / "j")),
+        ]
     )
-    found = msgspec.json.decode((tmp_path / "a" / "here-hard.json").read_bytes(), type=Figures)
     good, bad = (c.name for c in without_one("hard").networks)
-    assert [n.name for n in found.networks] == [good]
-    assert found.failed.keys() == {bad}
-    assert "KeyError" in found.failed[bad]
+    for name in ("hard", "zoo"):
+        found = msgspec.json.decode((tmp_path / "a" / f"here-{name}.json").read_bytes(), type=Figures)
+        assert [n.name for n in found.networks] == [good]
+        assert found.failed.keys() == {bad}
+        assert "KeyError" in found.failed[bad]
 
 
 def widths_of(model: nn.Module) -> list[int]:

@@ -3,9 +3,9 @@
 Usage: python -m tools.accuracy [--runtime eager] [--threads 1 2] [--set zoo|hard|removal|focus|all]
        [--seed 0] [--profile NAME] [--limit K] [--resume] [--predict] [-o docs/accuracy]
 
-For each number of threads and each set: takes the profile named, or this machine's newest, predicts every
-network, then measures all of them in eight rounds, each network and round in a process of its own. What is
-measured goes line by line into a journal in out/accuracy, so that an interrupted run goes on with
+For each number of threads: takes the profile named, or this machine's newest, predicts every network of the
+sets, then measures all of them in eight rounds, each network and round in a process of its own. What is
+measured goes line by line into one journal a set in out/accuracy, so that an interrupted run goes on with
 ``--resume``; in the end raw samples and figures go into one JSON a profile and set, and
 ``docs/accuracy.md`` is written anew from all of those JSONs. With ``--predict`` nothing is measured: the
 times in the JSONs stay, and the profile predicts anew.
@@ -106,8 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for threads in args.threads:
         profile = find_profile(args.profile, args.device, args.runtime, threads)
-        for name in TITLES if "all" in args.set else args.set:
-            figures = predict_anew(args, profile, name) if args.predict else run(args, profile, name)
+        names = list(TITLES) if "all" in args.set else args.set
+        found = (predict_anew if args.predict else run)(args, profile, names)
+        for name in names:
+            figures = found.get(name)
             if figures is None or not figures.networks:
                 print(f"{name}: nothing to show", flush=True)
                 continue
@@ -306,47 +308,61 @@ class Journal:
         self._file.close()
 
 
-def run(args: argparse.Namespace, profile: Profile, name: str) -> Figures:
-    """Predict and measure a set."""
+def run(args: argparse.Namespace, profile: Profile, names: Sequence[str]) -> dict[str, Figures]:
+    """Predict sets and measure them together: a round is over all, so that rounds lie minutes apart."""
     load = os.getloadavg()
-    plan = plan_of(args, profile, name)
-    failed: dict[str, str] = {}
-    predicted = forecasts(plan, profile, failed)
-    head = {
-        "set": name,
-        "seed": args.seed,
-        "batch": args.batch,
-        "limit": args.limit,
-        "profile": profile.name,
-        "reference_s": profile.header.reference_s,
-    }
-    measuring = Measuring(args, profile, plan, predicted, failed)
-    files = measuring.files()
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(
-            contextlib.closing(Journal(journal_path(args, profile, name), head, args.resume))
-        )
+        sets = {}
+        for name in names:
+            plan = plan_of(args, profile, name)
+            failed: dict[str, str] = {}
+            predicted = forecasts(plan, profile, failed)
+            head = {
+                "set": name,
+                "seed": args.seed,
+                "batch": args.batch,
+                "limit": args.limit,
+                "profile": profile.name,
+                "reference_s": profile.header.reference_s,
+            }
+            journal = Journal(journal_path(args, profile, name), head, args.resume)
+            stack.callback(journal.close)
+            sets[name] = Measuring(args, profile, plan, predicted, failed, journal)
+        files = {name: measuring.files() for name, measuring in sets.items()}
         backend = stack.enter_context(backend_of(profile.fingerprint))
         call = stack.enter_context(caller_of(backend, import_zoos))
         for number in range(ROUNDS):
-            measuring.measure(number, call, journal, files)
-    rounds = {
-        case.name: tuple(journal.taken[case.name, number] for number in range(ROUNDS))
-        for case in plan.networks
-        if all((case.name, number) in journal.taken for number in range(ROUNDS))
+            for name, measuring in sets.items():
+                measuring.measure(number, call, files[name])
+    return {
+        name: figures_of(args, profile, name, m.plan, m.predicted, m.rounds, load[:2], m.failed)
+        for name, m in sets.items()
     }
-    return figures_of(args, profile, name, plan, predicted, rounds, load[:2], failed)
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a run measures: the networks of a plan that were predicted. ``failed`` says why one is missing."""
+    """What a run measures of a set: the networks of a plan that were predicted, as the journal holds them.
+
+    ``failed`` says why one is missing.
+    """
 
     args: argparse.Namespace
     profile: Profile
     plan: Plan
     predicted: Mapping[str, Forecast]
     failed: dict[str, str]
+    journal: Journal
+
+    @property
+    def rounds(self) -> dict[str, tuple[Round, ...]]:
+        """The rounds of every network that was in all of them."""
+        taken = self.journal.taken
+        return {
+            case.name: tuple(taken[case.name, number] for number in range(ROUNDS))
+            for case in self.plan.networks
+            if all((case.name, number) in taken for number in range(ROUNDS))
+        }
 
     def files(self) -> dict[str, str]:
         """For ONNX Runtime, by name, the file that torch's exporter wrote of each network.
@@ -370,10 +386,10 @@ class Measuring:
                     self.failed[case.name] = _reason(error)
         return files
 
-    def measure(self, number: int, call: Caller, journal: Journal, files: Mapping[str, str]) -> None:
+    def measure(self, number: int, call: Caller, files: Mapping[str, str]) -> None:
         """Measure what the journal lacks of a round, one network after another, in random order."""
         predicted = [c for c in self.plan.networks if c.name in self.predicted]
-        left = [c for c in predicted if (c.name, number) not in journal.taken]
+        left = [c for c in predicted if (c.name, number) not in self.journal.taken]
         for k in np.random.default_rng((self.args.seed, number)).permutation(len(left)):
             case = left[k]
             if case.name in self.failed:
@@ -393,7 +409,7 @@ class Measuring:
                 continue
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
             rounded = (tuple(round(t, 9) for t in times) for times in (samples_s, references_s))
-            journal.add(case.name, number, Round(now, time_s, *rounded))
+            self.journal.add(case.name, number, Round(now, time_s, *rounded))
             error = self.predicted[case.name].predicted_s / time_s - 1
             print(f"  {case.name}: {time_text(time_s)}, predicted {100 * error:+.1f} %", flush=True)
         print(f"round {number + 1} of {ROUNDS}: {len(left)} networks measured", flush=True)
@@ -462,16 +478,21 @@ def ships(profile: Profile) -> bool:
 _FORECAST = ("flops", "roofline_s", "predicted_s", "interval_s", "unpriced")
 
 
-def predict_anew(args: argparse.Namespace, profile: Profile, name: str) -> Figures | None:
-    """The figures of a set with its measurements as they stand and a profile's predictions made again.
+def predict_anew(args: argparse.Namespace, profile: Profile, names: Sequence[str]) -> dict[str, Figures]:
+    """The figures of sets with their measurements as they stand and a profile's predictions made again.
 
     A profile that has no figures yet takes the measurements of the one that is named after the machine.
-    None where there are none, and for the set whose profiles are made in the run.
+    Sets without any are left out, and the one whose profiles are made in the run.
     """
+    found = {name: _predicted_anew(args, profile, name) for name in names if name != "focus"}
+    return {name: figures for name, figures in found.items() if figures is not None}
+
+
+def _predicted_anew(args: argparse.Namespace, profile: Profile, name: str) -> Figures | None:
     candidates = (profile.name, profile.fingerprint.slug)
     paths = [args.output / f"{stem(args, n, name)}.json" for n in candidates]
     path = next((p for p in paths if p.exists()), None)
-    if path is None or name == "focus":
+    if path is None:
         return None
     old = read_figures(path)
     args = argparse.Namespace(**{**vars(args), "seed": old.seed})
