@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from math import log2
 from zlib import crc32
 
 import numpy as np
@@ -54,6 +56,10 @@ class Place:
     ``since_kind`` and ``since_same`` say how many operators ago, pass after pass, one of this kind ran, and
     one that is the same in all: the longer, the less of its code is in the caches still, which makes a small
     one up to three times slower.
+
+    What lies in the caches also shows in how much memory was touched, in octaves of bytes: ``since_read``
+    since what this one reads was written, ``since_freed`` since as much memory as it writes to was last in
+    use, for that is given out again, and ``written`` is what operators of this pass wrote before.
     """
 
     bandwidth: int
@@ -65,15 +71,23 @@ class Place:
     fed: bool = False
     since_kind: int = 1
     since_same: int = 1
+    since_read: int = 0
+    since_freed: int = 0
+    written: int = 0
 
 
 def places(
-    roofs: Roofs, specs: Sequence[OpSpec], *, footprint: float | None = None, operators: int | None = None
+    roofs: Roofs,
+    specs: Sequence[OpSpec],
+    *,
+    footprint: float | None = None,
+    operators: int | None = None,
+    written: int = 0,
 ) -> list[Place]:
     """The places of a network's operators, given in the order in which they run.
 
     ``footprint``, in bytes, is the network's, where these are a part of it or where other memory is read
-    beside it; so is the number of ``operators``.
+    beside it; so is the number of ``operators``. ``written`` bytes are those that the part before them wrote.
     """
     touched = footprint_bytes(specs) if footprint is None else footprint
     # In whole octaves: from the exact footprint trees would know each network, and so by heart what its
@@ -82,12 +96,24 @@ def places(
     count = len(specs) if operators is None else operators
     since_kind = _since([spec.kind for spec in specs], count)
     since_same = _since(specs, count)
+    memory = _memory(specs, touched, written)
     found = []
     last = Place(bandwidth)
     for i, spec in enumerate(specs):
         fed = bool(spec.inputs) and spec.inputs[0].bytes == last.before_out_bytes
-        found.append(replace(last, fed=fed, since_kind=since_kind[i], since_same=since_same[i]))
-        if not ops.is_known(spec) or ops.byte_count(spec):
+        since_read, since_freed, so_far = memory[i]
+        found.append(
+            replace(
+                last,
+                fed=fed,
+                since_kind=since_kind[i],
+                since_same=since_same[i],
+                since_read=since_read,
+                since_freed=since_freed,
+                written=so_far,
+            )
+        )
+        if _moves(spec):
             read = sum(t.bytes for t in spec.inputs)
             last = Place(
                 bandwidth,
@@ -108,6 +134,46 @@ def _since(values: Sequence[Hashable], count: int) -> list[int]:
         found.append(i - last[value])
         last[value] = i
     return found
+
+
+def _moves(spec: OpSpec) -> bool:
+    """Whether an operator moves data, as views do not."""
+    return not ops.is_known(spec) or bool(ops.byte_count(spec))
+
+
+def written_bytes(specs: Iterable[OpSpec]) -> int:
+    """Bytes that operators write, views left aside."""
+    return sum(int(t.bytes) for spec in specs if _moves(spec) for t in spec.outputs)
+
+
+def _memory(specs: Sequence[OpSpec], footprint: float, written: int) -> list[tuple[int, int, int]]:
+    """Of each operator ``since_read``, ``since_freed`` and ``written`` (see :class:`Place`).
+
+    What has the size that an operator reads, or at least the size that it writes, is taken for what it reads
+    or is given; what the operator just before wrote is still in use. Where nothing is alike, it was in use a
+    pass ago, and all of the ``footprint`` was touched since.
+    """
+    touched = 0
+    past: list[tuple[int, int]] = []  # sizes written, and what had been touched by then
+    after: dict[int, int] = {}
+    found = []
+    for spec in specs:
+        given = max((int(t.bytes) for t in spec.inputs if not t.parameter), default=0)
+        made = sum(int(t.bytes) for t in spec.outputs)
+        freed = next((then for size, then in islice(reversed(past), 1, None) if size >= made), None)
+        since_read = touched - after[given] if given in after else footprint
+        since_freed = footprint if freed is None else touched - freed
+        found.append((_octaves(since_read), _octaves(since_freed), _octaves(written)))
+        if _moves(spec):
+            touched += sum(int(t.bytes) for t in spec.inputs) + made
+            written += made
+            past.append((made, touched))
+            after[made] = touched
+    return found
+
+
+def _octaves(count: float) -> int:
+    return round(log2(1 + count))
 
 
 def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.ndarray]:
@@ -144,6 +210,9 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
     }
     shares: dict[str, Scalar] = {
         "bandwidth": place.bandwidth,
+        "since_read": place.since_read,
+        "since_freed": place.since_freed,
+        "written": place.written,
         "before": place.before,
         "fed": int(place.fed),
     }

@@ -17,7 +17,7 @@ from latmorph import ops
 from latmorph.errors import UsageError
 from latmorph.graph.graph import Graph
 from latmorph.latency.profile import Profile
-from latmorph.latency.roofline import Place, places
+from latmorph.latency.roofline import Place, places, written_bytes
 from latmorph.opspec import OpSpec, footprint_bytes
 
 if TYPE_CHECKING:
@@ -182,10 +182,11 @@ class LatencyCost(_OperatorCost):
         networks = [graph.steps_at(row, nodes) for row in widths]
         own = [operator.spec for operator in self.profile.operators(graph)]
         footprint, roofs = footprint_bytes(own), self.profile.model.roofs
+        written = 0 if nodes is None else written_bytes(graph.specs[: min(nodes)])
         found = []
         for kernels in lowering.networks(networks):
             specs = [kernel.spec for kernel in kernels]
-            where = places(roofs, specs, footprint=footprint, operators=len(own))
+            where = places(roofs, specs, footprint=footprint, operators=len(own), written=written)
             found.append(list(zip(where, specs, strict=True)))
         new = list(dict.fromkeys(k for keys in found for k in keys if k not in self._prices))
         if new:

@@ -185,6 +185,23 @@ def test_features_of_a_convolution_by_hand() -> None:
         assert row[f"{over}_per_{under}"] == pytest.approx(log[over] - log[under])
 
 
+def test_what_was_touched_since_by_hand() -> None:
+    specs = [spec_of("conv2d", 3, 8), spec_of("relu", 8, 8), spec_of("relu", 8, 8), spec_of("relu", 2, 2)]
+    wide, narrow, octave = 4 * 8 * 36, 4 * 2 * 36, lambda count: round(math.log2(1 + count))
+    conv, first, second, last = places(ROOFS, specs, footprint=2**20)
+    # A pass lies between what a network is given, or has no like of, and its use.
+    assert (conv.since_read, conv.since_freed, conv.written) == (20, 20, 0)
+    # Only the convolution wrote before, and what it wrote is being read.
+    assert (first.since_read, first.since_freed, first.written) == (0, 20, octave(wide))
+    # The convolution's memory is free again, and the first ReLU read and wrote since.
+    assert (second.since_read, second.since_freed) == (0, octave(2 * wide))
+    assert second.written == octave(2 * wide)
+    # It finds more than it needs where the first ReLU wrote; nothing wrote as much as it reads.
+    assert narrow not in (wide, 2 * wide)
+    assert (last.since_read, last.since_freed, last.written) == (20, octave(2 * wide), octave(3 * wide))
+    assert places(ROOFS, specs, written=2**20)[0].written == 20
+
+
 def test_places_of_a_chain_by_hand() -> None:
     view = OpSpec("view", (TensorSpec("self", (1, 8, 6, 6)),), (TensorSpec("out", (1, 288)),))
     unknown = OpSpec("unknown:aten.fft", view.inputs, view.inputs)
