@@ -254,7 +254,8 @@ def test_features_tell_where_an_operator_stands() -> None:
     rows = [features(specs[1], 1, place) for place in (second, third)]
     names = rows[0][0]
     differ = {n for n, a, b in zip(names, rows[0][1][0], rows[1][1][0], strict=True) if a != b}
-    assert differ == {"before", "before_flops", "before_in", "before_parameters", "since_kind", "since_same"}
+    before = {"before", "before_flops", "before_in", "before_parameters"}
+    assert differ == before | {"since_kind", "since_same", "since_freed", "written"}
     assert rows[0][1][0][names.index("before_parameters")] == pytest.approx(math.log2(1 + 4 * 8 * 27))
 
 
