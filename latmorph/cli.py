@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=f"with --model: {INPUT}")
     base = sub.add_mutually_exclusive_group()
     base.add_argument(
-        "--profile", metavar="NAME", help="the profile to go on with; by default this machine's newest"
+        "--profile",
+        metavar="NAME",
+        help="the profile to go on with, or of another device to borrow from; by default the nearest",
     )
     base.add_argument("--fresh", action="store_true", help="start from nothing")
     sub.add_argument("-o", "--output", type=Path, metavar="DIR", help="the profile's folder")
@@ -236,8 +238,6 @@ def _profile(args: argparse.Namespace) -> None:
     base = _base(args, here)
     folder = (args.output or user_folder() / here.slug).resolve()
     check_place(folder)
-    if base:
-        _note(f"going on from {base.name}, measured {base.header.created[:10]}; --fresh starts from nothing")
     with _resumable(_journal(folder)) as journal, _progress(f"profiling {args.device}") as progress:
         profile = run_profile(
             backend,
@@ -253,7 +253,6 @@ def _profile(args: argparse.Namespace) -> None:
 
 def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> None:
     """``profile --model``: measurements of one model on top of a profile."""
-    from latmorph.errors import ProfileError
     from latmorph.graph.capture import capture
     from latmorph.graph.variants import variants
     from latmorph.latency.profile import check_place, user_folder
@@ -263,14 +262,11 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
 
     here = backend.fingerprint()
     base = _base(args, here)
-    differences = base.fingerprint.differences(here) if base else []
-    if base and differences:
-        raise ProfileError(f"profile {base.name} is not of what was asked for: {'; '.join(differences)}")
     graph = capture(*load_model(args.model, args.input, "cpu"))
     folder = (args.output or user_folder() / f"{here.slug}-{short_name(args.model)}").resolve()
     check_place(folder)
     with _resumable(_journal(folder)) as journal, _progress(f"profiling {args.model}") as progress:
-        if base:
+        if base and not base.fingerprint.differences(here):
             profile = focus(
                 base,
                 graph,
@@ -281,11 +277,12 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
                 progress=progress,
             )
         else:
-            _note("not going on from any profile: measuring sampled networks beside the model's")
+            _note("measuring sampled networks beside the model's")
             profile = run_profile(
                 backend,
                 journal,
                 folder=folder,
+                base=base,
                 budget_s=budget or (2 * QUICK_BUDGET_S if args.quick else DEFAULT_BUDGET_S + FOCUS_BUDGET_S),
                 seed=args.seed,
                 focus=variants(graph, FRESH_VARIANTS),
@@ -295,20 +292,33 @@ def _focus(args: argparse.Namespace, backend: Backend, budget: float | None) -> 
 
 
 def _base(args: argparse.Namespace, here: Fingerprint) -> Profile | None:
-    """The profile that a new one goes on from."""
+    """The profile that a new one goes on from, or borrows measurements from; says which."""
+    from latmorph.latency.profiling import check_akin
+
     if args.fresh:
         return None
-    return _load_profile(args.profile) if args.profile else _newest_of(here)
+    base = _load_profile(args.profile) if args.profile else _nearest_to(here)
+    if base:
+        check_akin(base, here)
+        differences = "; ".join(base.fingerprint.differences(here))
+        how = f"borrowing measurements ({differences}) from" if differences else "going on from"
+        _note(f"{how} {base.name}, measured {base.header.created[:10]}; --fresh starts from nothing")
+    return base
 
 
-def _newest_of(here: Fingerprint) -> Profile | None:
-    """The newest profile whose timings carry over, of sampled networks alone; None if there is none."""
+def _nearest_to(here: Fingerprint) -> Profile | None:
+    """The newest of the nearest profiles of sampled networks alone; None where none is akin."""
     from latmorph.latency.profile import open_profile
 
-    found: list[tuple[str, Path]] = []
-    for header, folder in _headers():
-        if not header.focused_visits and not header.fingerprint.differences(here):
-            found.append((header.created, folder))
+    akin = [
+        (header, folder)
+        for header, folder in _headers()
+        if not header.focused_visits and header.fingerprint.is_akin(here)
+    ]
+    nearest = min((header.fingerprint.distance(here) for header, _ in akin), default=None)
+    found = [
+        (header.created, folder) for header, folder in akin if header.fingerprint.distance(here) == nearest
+    ]
     return open_profile(max(found)[1]) if found else None
 
 
@@ -374,11 +384,11 @@ def _show_profile(args: argparse.Namespace) -> None:
 
 
 def _draw_profile(profile: Profile, steps: Sequence[Staircase], folder: Path) -> list[Path]:
-    from latmorph.device.timing import observations
+    from latmorph.device.timing import made_here, observations
     from latmorph.report.plots import draw_roofline, draw_staircase
 
     paths = [folder / "roofline.png"]
-    draw_roofline(observations(profile.visits)[0], profile.model.roofs, paths[0], profile.name)
+    draw_roofline(observations(made_here(profile.visits))[0], profile.model.roofs, paths[0], profile.name)
     for step in steps:
         paths.append(folder / f"staircase-{step.sweep.kind}-{step.sweep.axis}.png")
         draw_staircase(step, paths[-1], profile.name)

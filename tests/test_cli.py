@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -580,6 +582,30 @@ def test_a_profile_goes_on_by_name(capsys: Capture, quick_profile: Path) -> None
     assert longer["folder"] == base["folder"]
     assert longer["profile"]["budget_s"] == 1600
     assert open_profile(longer["folder"]).header.created == longer["profile"]["created"]
+
+
+def test_where_this_machine_has_no_profile_the_nearest_lends_its_measurements(
+    capsys: Capture, quick_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_saved(monkeypatch)
+    argv = ("profile", "--device", "cpu", "--json", "--budget", "1000")
+    made = open_profile(strict_json(output_of(capsys, *argv))["folder"])
+    shutil.rmtree(quick_profile / made.name)
+    for name, changes in (
+        ("threads", {"threads": 2, "cores": 2}),
+        ("processor", {"name": "another"}),
+        ("runtime", {"runtime": "another"}),
+    ):
+        other_machine(made, **changes).save(quick_profile / name)
+    run = functools.partial(latmorph.latency.profiling.run_profile, most_visits=20)
+    monkeypatch.setattr(latmorph.latency.profiling, "run_profile", run)
+    assert main([*argv]) == 0
+    out, err = capsys.readouterr()
+    assert f"borrowing measurements (cores 2, not 1; threads 2, not 1) from {made.name}" in err
+    found = open_profile(strict_json(out)["folder"])
+    assert list(found.visits[:10]) == [dataclasses.replace(v, run=-1) for v in made.visits]
+    assert [v.run for v in found.visits[10:]] == [0] * 10
+    assert "10 of them to another device" in " ".join(output_of(capsys, "profiles", found.name).split())
 
 
 def test_a_profile_goes_on_from_this_machines_newest_unless_told_to_start_afresh(

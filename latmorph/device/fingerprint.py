@@ -55,6 +55,15 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
                 found.append(f"{key} {given.get(key, 'unset')}, not {here.get(key, 'unset')}")
         return found
 
+    def is_akin(self, other: Fingerprint) -> bool:
+        """Whether the same operators run there: the kind of device, the runtime and the dtype are one."""
+        return (self.device, self.runtime, self.dtype) == (other.device, other.runtime, other.dtype)
+
+    def distance(self, other: Fingerprint) -> tuple[bool, int]:
+        """How far it is from ``other``: whether the processor is another, then how much differs in all."""
+        ours, theirs = ((f.name, f.features, f.caches_bytes) for f in (self, other))
+        return ours != theirs, len(self.differences(other))
+
     @property
     def slug(self) -> str:
         """A name for files: processor, runtime, dtype, threads, and options that are not the usual ones."""

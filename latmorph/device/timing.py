@@ -51,10 +51,11 @@ class StopRule:
 class Visit:
     """Raw times of one network in one visit, in seconds.
 
-    ``run`` numbers the profiling runs that a profile was made in, from 0. ``footprint_bytes`` is the memory
-    that a pass touches, other memory read before it included. ``times_s[position][pass]`` is of one operator
-    where it stands in the network, ``whole_s`` of whole passes with no clock inside, ``references_s`` of the
-    reference operator beside them, ``traffic_s`` of the block before and after it all.
+    ``run`` numbers the profiling runs that a profile was made in, from 0; :data:`ELSEWHERE` is of another
+    device. ``footprint_bytes`` is the memory that a pass touches, other memory read before it included.
+    ``times_s[position][pass]`` is of one operator where it stands in the network, ``whole_s`` of whole passes
+    with no clock inside, ``references_s`` of the reference operator beside them, ``traffic_s`` of the block
+    before and after it all.
     """
 
     network: int
@@ -400,12 +401,25 @@ FEWEST_NETWORKS = 6
 """Networks that it takes to tell how the machine is in a run, and to hold any out of a fit."""
 
 
+ELSEWHERE = -1
+"""The run of visits to another device: they tell how times go with shapes, not how long they are here."""
+
+
+def made_here(visits: Sequence[Visit]) -> list[Visit]:
+    """The visits to the device itself."""
+    return [v for v in visits if v.run != ELSEWHERE]
+
+
 def runs(visits: Sequence[Visit]) -> list[list[Visit]]:
-    """The visits of each profiling run, the latest first; too few networks go with the run before."""
+    """The visits of each profiling run, the latest first; too few networks go with the run before.
+
+    Those to another device are a run of their own, the earliest.
+    """
     found: list[list[Visit]] = []
     for number in sorted({v.run for v in visits}):
         own = [v for v in visits if v.run == number]
-        if found and len({v.network for v in own}) < FEWEST_NETWORKS:
+        few = len({v.network for v in own}) < FEWEST_NETWORKS
+        if few and found and found[-1][0].run != ELSEWHERE:
             found[-1] += own
         else:
             found.append(own)

@@ -14,7 +14,15 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.device.roofs import Roofs
-from latmorph.device.timing import CHOSEN, FEWEST_NETWORKS, Observation, Visit, Whole, observations
+from latmorph.device.timing import (
+    CHOSEN,
+    FEWEST_NETWORKS,
+    Observation,
+    Visit,
+    Whole,
+    made_here,
+    observations,
+)
 from latmorph.errors import ProfileError
 from latmorph.latency import roofline
 from latmorph.latency.model import Family, Forest, LatencyModel, Predictor, Trees
@@ -59,13 +67,18 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
     """Fit a latency model to the visits of one profiling run or of several.
 
     It is of the machine as the latest run found it: earlier runs tell how an operator's time goes with its
-    shape, the latest how long it takes by now. The errors, the interval, and the step from sums of operators
+    shape, the latest how long it takes by now. So do visits to another device, unless networks held out are
+    predicted better without them. The errors, the interval, and the step from sums of operators
     to whole networks come from the :class:`Committee`, whose predictions are of networks that it has not
     seen. The model handed out is fitted on all.
 
     Raises ProfileError when there are too few networks to hold any out.
     """
     committee = Committee.of(roofs, visits, seed=seed)
+    own = made_here(visits)
+    if len(own) < len(visits):
+        alone = Committee.of(roofs, own, seed=seed)
+        committee = min(committee, alone, key=lambda c: c.error_percent)
     errors, sigmas = _family_errors(committee.found, committee.held_s)
     families = _fit_families(committee.tables, seed, ROUNDS)
     model = LatencyModel(

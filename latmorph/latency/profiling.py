@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from latmorph.device.registry import lowering_of
 from latmorph.device.roofs import Roofs, measure_roofs
 from latmorph.device.sampling import SLOW_FLOPS
 from latmorph.device.timing import (
+    ELSEWHERE,
     Journal,
     Plan,
     Progress,
@@ -69,7 +71,9 @@ def run_profile(
     With ``base``, a profile of this same device, that one goes on: its measurements, roofs and seed are kept,
     and networks that it has not seen are measured for ``budget_s`` seconds more, as a run of their own (see
     :func:`latmorph.latency.fit.fit`). The oldest runs are left out where they hold more than
-    :data:`MOST_EARLIER` visits together.
+    :data:`MOST_EARLIER` visits together. One of another device, or of other threads or versions, lends its
+    measurements of sampled networks, where they help: what it takes a few minutes to see is how long things
+    take here, not how times go with shapes.
 
     ``focus`` holds networks (:func:`latmorph.graph.variants.variants`) that the profile has to be right
     about: half of the visits are of them. ``largest_flops`` bounds the sampled networks; by default it
@@ -79,7 +83,8 @@ def run_profile(
     again with the same device, seed and sizes goes on where it was; its time so far counts. The
     journal is removed when the profile is complete and, if ``folder`` is given, saved there.
 
-    Raises ProfileError when ``base`` is of another device, and when there are too few networks for a fit.
+    Raises ProfileError when ``base`` is of another kind of device, runtime or dtype, and when there are too
+    few networks for a fit.
     """
 
     def say(fraction: float, text: str) -> None:
@@ -88,14 +93,15 @@ def run_profile(
 
     with backend:
         fingerprint = backend.fingerprint()
+        earlier: list[Visit] = []
+        own = base
         if base is not None:
+            check_akin(base, fingerprint)
             seed = base.header.seed
-            differences = "; ".join(base.fingerprint.differences(fingerprint))
-            if differences:
-                raise ProfileError(
-                    f"profile {base.name} cannot go on here: it is of another device ({differences})"
-                )
-        earlier = [] if base is None else _latest_runs(base.visits)
+            earlier = _latest_runs(base.visits)
+            if base.fingerprint.differences(fingerprint):
+                own = None
+                earlier = [replace(v, run=ELSEWHERE) for v in earlier if v.network >= 0]
         run = next_run(earlier)
         head = {
             "format": "latmorph-journal",
@@ -117,7 +123,8 @@ def run_profile(
                 for visit in earlier:
                     if (visit.network, visit.visit) not in held:
                         journal.add(visit, 0.0)
-                journal.add_roofs(msgspec.to_builtins(base.model.roofs), 0.0)  # last: all of it is there
+                if own is not None:
+                    journal.add_roofs(msgspec.to_builtins(own.model.roofs), 0.0)  # last: all of it is there
             if journal.roofs is None:
                 say(0.0, "measuring roofs")
                 began = time.perf_counter()
@@ -152,7 +159,7 @@ def run_profile(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         latmorph=__version__,
         fingerprint=fingerprint,
-        budget_s=budget_s + (0.0 if base is None else base.header.budget_s),
+        budget_s=budget_s + (0.0 if own is None else own.header.budget_s),
         seed=seed,
         visits=len(visits),
         focused_visits=sum(v.network < 0 for v in visits),
@@ -166,6 +173,16 @@ def run_profile(
         profile.save(folder)
     journal_path.unlink()
     return profile
+
+
+def check_akin(base: Profile, here: Fingerprint) -> None:
+    """Raises ProfileError when a profile tells nothing of a device: other operators run there."""
+    if not base.fingerprint.is_akin(here):
+        differences = "; ".join(base.fingerprint.differences(here))
+        raise ProfileError(
+            f"profile {base.name} tells nothing of what runs here ({differences}): "
+            "begin from one of the same kind of device, runtime and dtype, or from none"
+        )
 
 
 def _latest_runs(visits: Sequence[Visit]) -> list[Visit]:

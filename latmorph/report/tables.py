@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from latmorph.device.timing import Timing, runs
+from latmorph.device.timing import Timing, made_here, runs
 from latmorph.latency.estimate import Estimate, OpEstimate
 from latmorph.latency.profile import Header, Profile
 from latmorph.morph.cliffs import Cliff
@@ -225,7 +225,8 @@ def profile_tables(profile: Profile) -> list[Table]:
     """One profile: what it is of, its roofs, and its held-out errors by family."""
     header, model = profile.header, profile.model
     of, checked = header.fingerprint, header.validation
-    earlier = sum(map(len, runs(profile.visits)[1:]))
+    own = made_here(profile.visits)
+    lent, earlier = len(profile.visits) - len(own), sum(map(len, runs(own)[1:]))
     about = Table(title=header.name, show_header=False)
     about.add_column()
     about.add_column()
@@ -241,6 +242,7 @@ def profile_tables(profile: Profile) -> list[Table]:
             f"{header.operators} operators in {header.visits} network visits"
             + (f", {header.focused_visits} of them of networks in focus" if header.focused_visits else "")
             + (f", {earlier} of them in earlier runs" if earlier else "")
+            + (f", {lent} of them to another device" if lent else "")
             + f", in {header.budget_s:.0f} s, {header.created}",
         ),
         ("peak", count_text(model.roofs.peak_flops_per_s, "FLOP/s")),

@@ -57,6 +57,35 @@ def test_every_difference_is_listed() -> None:
     assert len(HERE.differences(changed(cores=8, threads=2, dtype="float64"))) == 3
 
 
+@pytest.mark.parametrize(
+    ("fields", "akin"),
+    [
+        ({"device": "cuda"}, False),
+        ({"runtime": "onnxruntime"}, False),
+        ({"dtype": "bfloat16"}, False),
+        ({"name": "Example 9001", "features": (), "caches_bytes": ()}, True),
+        ({"runtime_version": "torch 2.7.0", "threads": 2, "cores": 8, "options": (("a", "b"),)}, True),
+    ],
+)
+def test_those_on_which_the_same_operators_run_are_akin(fields: dict[str, Any], akin: bool) -> None:
+    assert HERE.is_akin(changed(**fields)) is changed(**fields).is_akin(HERE) is akin
+
+
+def test_another_processor_is_further_than_anything_else_of_the_same() -> None:
+    others = [
+        changed(),
+        changed(threads=2),
+        changed(threads=2, cores=8, runtime_version="torch 2.7.0", options=(("a", "b"),)),
+        changed(name="Example 9001"),
+        changed(features=("avx2", "avx512"), threads=2),
+        changed(name="Example 9001", caches_bytes=(32768,), threads=2),
+    ]
+    distances = [other.distance(HERE) for other in others]
+    assert distances == sorted(distances)
+    assert len(set(distances)) == len(distances)
+    assert distances == [HERE.distance(other) for other in others]
+
+
 def test_the_operating_system_makes_no_difference() -> None:
     assert HERE.differences(changed(system="Darwin")) == []
 

@@ -20,6 +20,7 @@ from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
 from latmorph.device.timing import (
     CHOSEN,
+    ELSEWHERE,
     MOST_UNSETTLED,
     SETTLED_S,
     TIMED,
@@ -33,6 +34,8 @@ from latmorph.device.timing import (
     calm_s,
     collect,
     in_calm_s,
+    made_here,
+    next_run,
     observations,
     runs,
     settle,
@@ -805,6 +808,16 @@ def test_a_run_of_too_few_networks_goes_with_the_one_before() -> None:
     assert runs([*first, *few]) == [[*first, *few]]
     last = [replace(hand_visit(k, 0, [1e-3], 1e-4), run=2) for k in range(20, 26)]
     assert runs([*first, *few, *last]) == [last, [*first, *few]]
+
+
+def test_visits_to_another_device_are_a_run_of_their_own_however_few_follow() -> None:
+    there = [replace(hand_visit(k, 0, [1e-3], 1e-4), run=ELSEWHERE) for k in range(8)]
+    few = [hand_visit(k, 0, [1e-3], 2e-4) for k in range(10, 13)]
+    assert runs([*there, *few]) == [few, there]
+    assert made_here([*there, *few]) == few
+    assert next_run(there) == 0
+    assert next_run([*there, *few]) == 1
+    assert calm_reference_s([*there, *few]) == calm_reference_s(few)
 
 
 def test_a_visit_of_a_run_comes_back_from_plain_values() -> None:

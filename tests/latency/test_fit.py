@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
 from latmorph.device.timing import (
     CHOSEN,
+    ELSEWHERE,
     Journal,
     Plan,
     StopRule,
@@ -484,6 +486,44 @@ def test_a_run_alone_is_fitted_alike_whatever_its_number() -> None:
     _, visits = two_runs(lambda spec: 1.3)
     other = [dataclasses.replace(v, run=7) for v in visits]
     assert fit(roofs_of(Simulated()), visits) == fit(roofs_of(Simulated()), other)
+
+
+# --- another device
+
+
+def lent(visits: Sequence[Visit]) -> list[Visit]:
+    return [dataclasses.replace(v, run=ELSEWHERE) for v in visits]
+
+
+def test_another_device_tells_of_shapes_and_this_one_how_long_operators_take() -> None:
+    # As between runs: planted on both are convolutions that take other than the formula says; here they take
+    # three quarters of what they take there, all else a half more.
+    def shaped(spec: OpSpec) -> float:
+        wide = spec.kind == "conv2d" and spec.out.shape[1] > 100
+        return (2.0 if wide else 1.0) * (0.6 if is_pointwise(spec) else 1.0)
+
+    def now(spec: OpSpec) -> float:
+        return shaped(spec) * (0.75 if spec.kind == "conv2d" else 1.5)
+
+    device, (there, here) = Simulated(), two_runs(shaped, now)
+    truth = np.array([sum(now(s.spec) * device.true_time_s(s.spec) for s in steps) for steps in FRESH])
+
+    def error(visits: Sequence[Visit]) -> float:
+        models = [fit(roofs_of(device), visits, seed=seed)[0] for seed in range(3)]
+        said = np.array([[predicted_s(model, steps) for steps in FRESH] for model in models])
+        return float(np.mean(np.abs(said / truth - 1)))
+
+    assert error([*lent(there), *here]) < 0.5 * error(here)
+    assert fit(roofs_of(device), [*lent(there), *here])[1].networks == len(here)
+
+
+def test_a_device_that_tells_nothing_of_this_one_does_no_harm() -> None:
+    # There every operator takes any time, up to a hundred times as long.
+    def any_time(spec: OpSpec) -> float:
+        return float(100 ** np.random.default_rng(zlib.crc32(spec.to_json().encode())).uniform(-1, 1))
+
+    there, here = two_runs(any_time)
+    assert fit(roofs_of(Simulated()), [*lent(there), *here]) == fit(roofs_of(Simulated()), here)
 
 
 # --- the committee

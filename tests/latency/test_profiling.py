@@ -15,7 +15,7 @@ from latmorph.device.backend import Session
 from latmorph.device.fingerprint import Fingerprint
 from latmorph.device.sampling import NetworkBuilder
 from latmorph.device.simulated import Simulated
-from latmorph.device.timing import Plan, StopRule
+from latmorph.device.timing import ELSEWHERE, Plan, StopRule, made_here
 from latmorph.errors import ProfileError
 from latmorph.latency import profiling
 from latmorph.latency.fit import Validation
@@ -219,10 +219,64 @@ def test_a_profile_without_measurements_goes_on_with_its_roofs(path: Path) -> No
 
 
 @pytest.mark.usefixtures("no_fit")
-def test_a_profile_does_not_go_on_on_another_device(path: Path) -> None:
+def test_a_profile_of_another_device_lends_what_it_measured_of_sampled_networks(
+    path: Path, roof_loads: int
+) -> None:
+    there = run(Counted(), path, focus=(focus_network(),), seed=5)
+    sampled = [v for v in there.visits if v.network >= 0]
+    assert len(sampled) == VISITS - 1
+    device = OtherName(peak_flops_per_s=5e10)
+    here = run(device, path, base=there, focus=(focus_network(),), most_visits=len(sampled) + VISITS)
+    assert list(here.visits[: len(sampled)]) == [replace(v, run=ELSEWHERE) for v in sampled]
+    own = made_here(here.visits)
+    assert len(own) == VISITS
+    assert {v.run for v in own} == {0}
+    # Roofs are its own; networks are others, save that in focus; time and focus of the other do not count.
+    assert loads(device) == roof_loads + VISITS
+    assert here.model.roofs.peak_flops_per_s == pytest.approx(5e10, rel=1e-3)
+    assert not {v.network for v in own} & {v.network for v in sampled}
+    assert (here.header.seed, here.header.budget_s) == (5, there.header.budget_s)
+    assert here.header.focused_visits == sum(v.network < 0 for v in own)
+    # What goes on from there keeps both apart.
+    longer = run(device, path, base=here, most_visits=len(here.visits) + VISITS)
+    assert [v.run for v in longer.visits] == [
+        k for k, n in ((ELSEWHERE, len(sampled)), (0, VISITS), (1, VISITS)) for _ in range(n)
+    ]
+    assert longer.header.budget_s == 2 * here.header.budget_s
+
+
+@pytest.mark.usefixtures("no_fit")
+@pytest.mark.parametrize("stopped_at", [0, 7])
+def test_an_interrupted_run_with_borrowed_measurements_resumes(
+    path: Path, roof_loads: int, stopped_at: int
+) -> None:
+    there = run(Counted(), path)
+
+    class Broken(OtherName):
+        def load(self, steps: Sequence[Step], scratch_bytes: int = 0) -> Session:
+            if self.loads == (roof_loads + stopped_at - 1 if stopped_at else 5):  # type: ignore[attr-defined]
+                raise StopError
+            return super().load(steps, scratch_bytes)
+
+    with pytest.raises(StopError):
+        run(Broken(), path, base=there, most_visits=2 * VISITS)
+    device = OtherName()
+    here = run(device, path, base=there, most_visits=2 * VISITS)
+    assert [v.run for v in here.visits] == [k for k in (ELSEWHERE, 0) for _ in range(VISITS)]
+    assert len({v.network for v in here.visits}) == 2 * VISITS
+    measured_again = roof_loads if not stopped_at else 1 - stopped_at
+    assert loads(device) == measured_again + VISITS
+
+
+@pytest.mark.usefixtures("no_fit")
+def test_a_profile_of_another_runtime_lends_nothing(path: Path) -> None:
+    class OtherRuntime(Counted):
+        def fingerprint(self) -> Fingerprint:
+            return msgspec.structs.replace(super().fingerprint(), runtime="another")
+
     first = run(Counted(), path)
-    with pytest.raises(ProfileError, match="cannot go on here: it is of another device"):
-        run(OtherName(), path, base=first)
+    with pytest.raises(ProfileError, match=r"tells nothing of what runs here.*runtime formula, not another"):
+        run(OtherRuntime(), path, base=first)
     assert not path.exists()
 
 
