@@ -25,7 +25,7 @@ from latmorph.device.timing import (
 )
 from latmorph.errors import ProfileError
 from latmorph.latency import roofline
-from latmorph.latency.model import Family, Forest, LatencyModel, Predictor, Trees
+from latmorph.latency.model import Family, LatencyModel, Predictor, Trees
 from latmorph.opspec import OpSpec
 
 BOUND = 3.0
@@ -595,11 +595,14 @@ def _cross_fitted(
 
     Of those that they have seen they know the spell by heart.
     """
+    import lightgbm
+
     half = np.unique(table.network, return_inverse=True)[1] % 2 == 0
-    said = np.empty(len(target))
+    said = np.zeros(len(target))
     for out in (half, ~half):
         trees = _boosted(table.x[~out], target[~out], weight[~out], seed, rounds)
-        said[out] = Forest(_as_arrays(trees))(table.x[out])
+        if trees != NO_TREES and out.any():
+            said[out] = lightgbm.Booster(model_str=trees).predict(table.x[out], num_threads=1)
     return said
 
 
@@ -717,7 +720,9 @@ def _trained(
         "verbosity": -1,
     }
     data = lightgbm.Dataset(x, y, weight=weight / weight.mean(), params={"verbosity": -1})
-    return str(lightgbm.train({**common, **settings}, data, rounds).model_to_string())
+    # Kept as it is: else it would be written and read once more.
+    booster = lightgbm.train({**common, **settings}, data, rounds, keep_training_booster=True)
+    return str(booster.model_to_string())
 
 
 def _as_arrays(text: str) -> Trees:

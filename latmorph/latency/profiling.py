@@ -36,7 +36,7 @@ from latmorph.latency.planning import AdaptivePlan, Lower
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
 from latmorph.opspec import OpSpec, Step
 
-DEFAULT_BUDGET_S = 200.0
+DEFAULT_BUDGET_S = 180.0
 """With what earlier runs take to be read and fitted again, a run of five minutes at most."""
 
 QUICK_BUDGET_S = 30.0
@@ -45,7 +45,7 @@ PASS_S = 2e-3
 """On a fast device, sampled networks have up to as many FLOPs as its peak does in this time."""
 
 
-MOST_EARLIER = 4000
+MOST_EARLIER = 2500
 """Visits of earlier runs that a profile goes on from, at most: fits take as long as there are visits."""
 
 
