@@ -28,7 +28,6 @@ from latmorph.device.timing import (
     calm_reference_s,
     collect,
     next_run,
-    runs,
 )
 from latmorph.errors import ProfileError
 from latmorph.latency.fit import fit
@@ -36,7 +35,7 @@ from latmorph.latency.planning import AdaptivePlan, Lower
 from latmorph.latency.profile import FORMAT, VERSION, Header, Profile, round_to_ns
 from latmorph.opspec import OpSpec, Step
 
-DEFAULT_BUDGET_S = 180.0
+DEFAULT_BUDGET_S = 160.0
 """With what earlier runs take to be read and fitted again, a run of five minutes at most."""
 
 QUICK_BUDGET_S = 30.0
@@ -45,8 +44,11 @@ PASS_S = 2e-3
 """On a fast device, sampled networks have up to as many FLOPs as its peak does in this time."""
 
 
-MOST_EARLIER = 2500
-"""Visits of earlier runs that a profile goes on from, at most: fits take as long as there are visits."""
+MOST_EARLIER = 1500
+"""Visits of earlier runs that a short run goes on from, at most: fits take as long as there are visits."""
+
+EARLIER_PER_S = 8
+"""A long one goes on from so many for each second of its budget: to fit them takes a third of it, or half."""
 
 
 def run_profile(
@@ -70,10 +72,10 @@ def run_profile(
 
     With ``base``, a profile of this same device, that one goes on: its measurements, roofs and seed are kept,
     and networks that it has not seen are measured for ``budget_s`` seconds more, as a run of their own (see
-    :func:`latmorph.latency.fit.fit`). The oldest runs are left out where they hold more than
-    :data:`MOST_EARLIER` visits together. One of another device, or of other threads or versions, lends its
-    measurements of sampled networks, where they help: what it takes a few minutes to see is how long things
-    take here, not how times go with shapes.
+    :func:`latmorph.latency.fit.fit`). The oldest visits are left out where there are more than
+    :data:`MOST_EARLIER` and :data:`EARLIER_PER_S` allow. One of another device, or of other threads or
+    versions, lends its measurements of sampled networks, where they help: what it takes a few minutes to see
+    is how long things take here, not how times go with shapes.
 
     ``focus`` holds networks (:func:`latmorph.graph.variants.variants`) that the profile has to be right
     about: half of the visits are of them. ``largest_flops`` bounds the sampled networks; by default it
@@ -98,7 +100,7 @@ def run_profile(
         if base is not None:
             check_akin(base, fingerprint)
             seed = base.header.seed
-            earlier = _latest_runs(base.visits)
+            earlier = _latest(base.visits, budget_s)
             if base.fingerprint.differences(fingerprint):
                 own = None
                 earlier = [replace(v, run=ELSEWHERE) for v in earlier if v.network >= 0]
@@ -185,14 +187,10 @@ def check_akin(base: Profile, here: Fingerprint) -> None:
         )
 
 
-def _latest_runs(visits: Sequence[Visit]) -> list[Visit]:
-    """The visits of the latest runs, as many as :data:`MOST_EARLIER` allows; of the latest in any case."""
-    kept: list[list[Visit]] = []
-    for run in runs(visits):
-        if kept and sum(map(len, kept)) + len(run) > MOST_EARLIER:
-            break
-        kept.append(run)
-    return [visit for run in reversed(kept) for visit in run]
+def _latest(visits: Sequence[Visit], budget_s: float) -> list[Visit]:
+    """The latest visits, as many as a run of this budget goes on from."""
+    most = max(MOST_EARLIER, int(EARLIER_PER_S * budget_s))
+    return sorted(visits, key=lambda v: v.run)[-most:]
 
 
 def _lower(fingerprint: Fingerprint) -> Lower:

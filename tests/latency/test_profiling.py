@@ -197,16 +197,20 @@ def test_a_profile_goes_on_with_networks_that_it_has_not_seen(
 
 
 @pytest.mark.usefixtures("no_fit")
-@pytest.mark.parametrize(("most", "kept"), [(3 * VISITS, [0, 1, 2]), (2 * VISITS, [1, 2]), (1, [2])])
-def test_of_too_many_earlier_runs_the_oldest_are_left_out(
-    path: Path, monkeypatch: pytest.MonkeyPatch, most: int, kept: list[int]
+@pytest.mark.parametrize("most", [3 * VISITS, 2 * VISITS, VISITS + 5, 1])
+@pytest.mark.parametrize("long", [False, True])
+def test_of_too_many_earlier_visits_the_oldest_are_left_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch, most: int, long: bool
 ) -> None:
     profile = run(Counted(), path)
     for k in (2, 3):
         profile = run(Counted(), path, base=profile, most_visits=k * VISITS)
-    monkeypatch.setattr(profiling, "MOST_EARLIER", most)
-    longer = run(Counted(), path, base=profile, most_visits=(len(kept) + 1) * VISITS)
-    assert [v.run for v in longer.visits] == [k for k in [*kept, 3] for _ in range(VISITS)]
+    # The more of what any run goes on from, and what one of this budget does.
+    monkeypatch.setattr(profiling, "MOST_EARLIER", 1 if long else most)
+    monkeypatch.setattr(profiling, "EARLIER_PER_S", (most + 0.5) / 1e6 if long else 0)
+    longer = run(Counted(), path, base=profile, most_visits=most + VISITS, budget_s=1e6)
+    assert longer.visits[:most] == profile.visits[-most:]
+    assert [v.run for v in longer.visits[most:]] == [3] * VISITS
     assert len({v.network for v in longer.visits}) == len(longer.visits)
 
 
