@@ -67,10 +67,10 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
     """Fit a latency model to the visits of one profiling run or of several.
 
     It is of the machine as the latest run found it: earlier runs tell how an operator's time goes with its
-    shape, the latest how long it takes by now. So do visits to another device, unless networks held out are
-    predicted better without them. The errors, the interval, and the step from sums of operators
-    to whole networks come from the :class:`Committee`, whose predictions are of networks that it has not
-    seen. The model handed out is fitted on all.
+    shape, the latest how long it takes by now. Visits to another device tell of shapes as well; where
+    networks held out are predicted better without them, they are left aside. The errors, the interval, and
+    the step from sums of operators to whole networks come from the :class:`Committee`, whose predictions are
+    of networks that it has not seen. The model handed out is fitted on all.
 
     Raises ProfileError when there are too few networks to hold any out.
     """
