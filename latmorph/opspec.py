@@ -202,4 +202,6 @@ def ceil_to(value: Scalar, block: int) -> Scalar:
 
 def as_array(value: Scalar, length: int) -> np.ndarray:
     """``value`` as a float64 array of shape ``(length,)``."""
+    if isinstance(value, (int, float)):  # as most are, and broadcasting takes five times as long
+        return np.full(length, value, dtype=np.float64)
     return np.broadcast_to(np.asarray(value, dtype=np.float64), (length,))

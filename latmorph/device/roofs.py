@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 import numpy as np
 
@@ -52,10 +54,16 @@ class Roofs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def bandwidth_at(self, working_set: np.ndarray) -> np.ndarray:
         """Bandwidth in bytes/s for working sets in bytes, by log-linear interpolation."""
-        sizes = np.log([size for size, _ in self.bandwidth])
-        rates = np.log([rate for _, rate in self.bandwidth])
+        sizes, rates = _logs(self.bandwidth)
         asked = np.log(np.maximum(np.asarray(working_set, dtype=np.float64), 1.0))
         return np.asarray(np.exp(np.interp(asked, sizes, rates)))
+
+
+@functools.lru_cache(maxsize=16)
+def _logs(bandwidth: tuple[tuple[float, float], ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Logs of working sets and of their bandwidths; asked for with every operator of a network."""
+    sizes, rates = zip(*bandwidth, strict=True)
+    return np.log(sizes), np.log(rates)
 
 
 def measure_roofs(backend: Backend, *, dtype: str = "float32", passes: int = 12) -> Roofs:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import log2
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -96,7 +97,8 @@ def places(
     count = len(specs) if operators is None else operators
     since_kind = _since([spec.kind for spec in specs], count)
     since_same = _since(specs, count)
-    memory = _memory(specs, touched, written)
+    moved = [_Moved.by(spec) for spec in specs]
+    memory = _memory(moved, touched, written)
     found = []
     last = Place(bandwidth)
     for i, spec in enumerate(specs):
@@ -113,15 +115,14 @@ def places(
                 written=so_far,
             )
         )
-        if _moves(spec):
-            read = sum(t.bytes for t in spec.inputs)
+        if moved[i].moves:
             last = Place(
                 bandwidth,
                 crc32(spec.kind.encode()) / 2**32,
                 int(ops.flops(spec)) if ops.is_known(spec) else 0,
-                read - spec.parameter_bytes,
-                sum(t.bytes for t in spec.outputs),
-                spec.parameter_bytes,
+                moved[i].read,
+                moved[i].made,
+                moved[i].parameters,
             )
     return found
 
@@ -146,7 +147,31 @@ def written_bytes(specs: Iterable[OpSpec]) -> int:
     return sum(int(t.bytes) for spec in specs if _moves(spec) for t in spec.outputs)
 
 
-def _memory(specs: Sequence[OpSpec], footprint: float, written: int) -> list[tuple[int, int, int]]:
+class _Moved(NamedTuple):
+    """Whether an operator moves data; bytes of what it reads, its largest input, parameters and outputs.
+
+    Parameters count neither as read nor as an input.
+    """
+
+    moves: bool
+    read: int
+    given: int
+    parameters: int
+    made: int
+
+    @classmethod
+    def by(cls, spec: OpSpec) -> _Moved:
+        activations = [int(t.bytes) for t in spec.inputs if not t.parameter]
+        return cls(
+            _moves(spec),
+            sum(activations),
+            max(activations, default=0),
+            int(spec.parameter_bytes),
+            sum(int(t.bytes) for t in spec.outputs),
+        )
+
+
+def _memory(operators: Sequence[_Moved], footprint: float, written: int) -> list[tuple[int, int, int]]:
     """Of each operator ``since_read``, ``since_freed`` and ``written`` (see :class:`Place`).
 
     What has the size that an operator reads, or at least the size that it writes, is taken for what it reads
@@ -157,15 +182,13 @@ def _memory(specs: Sequence[OpSpec], footprint: float, written: int) -> list[tup
     past: list[tuple[int, int]] = []  # sizes written, and what had been touched by then
     after: dict[int, int] = {}
     found = []
-    for spec in specs:
-        given = max((int(t.bytes) for t in spec.inputs if not t.parameter), default=0)
-        made = sum(int(t.bytes) for t in spec.outputs)
+    for moves, read, given, parameters, made in operators:
         freed = next((then for size, then in islice(reversed(past), 1, None) if size >= made), None)
         since_read = touched - after[given] if given in after else footprint
         since_freed = footprint if freed is None else touched - freed
         found.append((_octaves(since_read), _octaves(since_freed), _octaves(written)))
-        if _moves(spec):
-            touched += sum(int(t.bytes) for t in spec.inputs) + made
+        if moves:
+            touched += read + parameters + made
             written += made
             past.append((made, touched))
             after[made] = touched
