@@ -430,24 +430,32 @@ def is_pointwise(spec: OpSpec) -> bool:
     return spec.kind == "conv2d" and spec["weight"].shape[-1] == 1
 
 
+def shaped(spec: OpSpec) -> float:
+    """Wide convolutions take twice as long as the formula says, pointwise ones less."""
+    wide = spec.kind == "conv2d" and spec.out.shape[1] > 100
+    return (2.0 if wide else 1.0) * (0.6 if is_pointwise(spec) else 1.0)
+
+
+def reshaped(spec: OpSpec) -> float:
+    """Convolutions take three quarters of what they take by :func:`shaped`, all else a half more."""
+    return shaped(spec) * (0.75 if spec.kind == "conv2d" else 1.5)
+
+
+def error_when_reshaped(model: LatencyModel) -> float:
+    """Mean absolute error on fresh networks of a device that is :func:`reshaped`."""
+    device = Simulated()
+    truth = [sum(reshaped(s.spec) * device.true_time_s(s.spec) for s in steps) for steps in FRESH]
+    said = np.array([predicted_s(model, steps) for steps in FRESH])
+    return float(np.mean(np.abs(said / truth - 1)))
+
+
 def test_earlier_runs_tell_of_shapes_and_the_latest_how_long_operators_take_by_now() -> None:
-    # Planted, in both runs: wide convolutions take twice as long as the formula says, pointwise ones less.
-    # By now convolutions take three quarters of what they took, all else a half more.
-    def shaped(spec: OpSpec) -> float:
-        wide = spec.kind == "conv2d" and spec.out.shape[1] > 100
-        return (2.0 if wide else 1.0) * (0.6 if is_pointwise(spec) else 1.0)
-
-    def now(spec: OpSpec) -> float:
-        return shaped(spec) * (0.75 if spec.kind == "conv2d" else 1.5)
-
-    device, (first, latest) = Simulated(), two_runs(shaped, now)
+    first, latest = two_runs(shaped, reshaped)
 
     # Over fits of three seeds: the latest run's few networks leave much to which trees are grown.
     def error(visits: Sequence[Visit]) -> float:
-        models = [fit(roofs_of(device), visits, seed=seed)[0] for seed in range(3)]
-        truth = [sum(now(s.spec) * device.true_time_s(s.spec) for s in steps) for steps in FRESH]
-        said = [[predicted_s(model, steps) for steps in FRESH] for model in models]
-        return float(np.mean(np.abs(np.array(said) / truth - 1)))
+        models = [fit(roofs_of(Simulated()), visits, seed=seed)[0] for seed in range(3)]
+        return float(np.mean([error_when_reshaped(model) for model in models]))
 
     assert error(first) > 0.2
     assert error([*first, *latest]) < 0.04
@@ -496,24 +504,10 @@ def lent(visits: Sequence[Visit]) -> list[Visit]:
 
 
 def test_another_device_tells_of_shapes_and_this_one_how_long_operators_take() -> None:
-    # As between runs: planted on both are convolutions that take other than the formula says; here they take
-    # three quarters of what they take there, all else a half more.
-    def shaped(spec: OpSpec) -> float:
-        wide = spec.kind == "conv2d" and spec.out.shape[1] > 100
-        return (2.0 if wide else 1.0) * (0.6 if is_pointwise(spec) else 1.0)
-
-    def now(spec: OpSpec) -> float:
-        return shaped(spec) * (0.75 if spec.kind == "conv2d" else 1.5)
-
-    device, (there, here) = Simulated(), two_runs(shaped, now)
-    truth = np.array([sum(now(s.spec) * device.true_time_s(s.spec) for s in steps) for steps in FRESH])
-
-    def error(model: LatencyModel) -> float:
-        return float(np.mean(np.abs([predicted_s(model, steps) for steps in FRESH] / truth - 1)))
-
-    alone, _ = fit(roofs_of(device), here)
-    taught, validation = fit(roofs_of(device), [*lent(there), *here])
-    assert error(taught) < 0.5 * error(alone)
+    there, here = two_runs(shaped, reshaped)
+    alone, _ = fit(roofs_of(Simulated()), here)
+    taught, validation = fit(roofs_of(Simulated()), [*lent(there), *here])
+    assert error_when_reshaped(taught) < 0.5 * error_when_reshaped(alone)
     assert validation.networks == len(here)
 
 
