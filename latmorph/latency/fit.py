@@ -440,7 +440,7 @@ class _Part:
 
     ``informed`` says how well it can be told apart from the overhead, from 0 to 1, and 0 where the roofline
     is so far below the overhead that what is left is noise; ``weight`` how much an operator counts: by a
-    power of its share in its network, since large ones decide a network's time.
+    power of its share in its network, and not at all where it was interrupted.
     """
 
     overhead_s: float
@@ -452,8 +452,8 @@ class _Part:
     @classmethod
     def of(cls, table: _Table) -> _Part:
         """The part at the memory level at which the family's operators are most alike."""
+        overhead = _overhead(table.overhead_s, table.times_s, table.ideal_s())
         times = np.maximum(table.times_s, CLOCK_S)
-        overhead = _overhead(table.overhead_s, times, table.ideal_s())
         parts = [cls._at(table, times, overhead, level) for level in MEMORY_LEVELS]
         return min(parts, key=lambda part: part.unlikeness + BELIEF / len(times) * part.memory_level**2)
 
@@ -471,7 +471,7 @@ class _Part:
         ideal = table.ideal_s(memory_level)
         # At least a tenth of the time: below that it cannot be told apart at all.
         target = np.log(np.maximum(times - overhead, 0.1 * times) / np.maximum(ideal, 1e-12))
-        weight = table.share**0.75 * (1 - 0.9 * np.minimum(overhead / times, 1.0))
+        weight = table.share**0.75
         # The few that took longer than their like by more than trees can say were interrupted.
         wild = times > np.exp(BOUND) * (overhead + ideal * np.exp(np.median(target)))
         if wild.sum() <= max(1, 0.01 * len(wild)):
@@ -498,7 +498,7 @@ EARLIER = 0.5
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What trees have to say of a family: the ``target``, what is left beside overhead and level."""
+    """What trees have to say of a family: the ``target``, logs of times over those by overhead and level."""
 
     overhead_s: float
     level: float
@@ -508,12 +508,7 @@ class _Task:
 
     @classmethod
     def of(cls, table: _Table, part: _Part, usual: float) -> _Task:
-        weight = np.where(table.runs_ago > 0, EARLIER, 1.0)
-        if not np.any(table.ideal_s() > 0):  # nothing computed and nothing moved: views cost their dispatch
-            overhead = float(np.median(table.times_s))
-            target = np.log(np.maximum(table.times_s, CLOCK_S) / max(overhead, CLOCK_S))
-            return cls(overhead, 0.0, 0.0, target, weight * table.share**0.75)
-        weight *= part.weight
+        weight = part.weight * np.where(table.runs_ago > 0, EARLIER, 1.0)
         # Small operators are all overhead, and tell nothing of what a large one takes: that is as usual.
         told, level = float(part.informed.sum()), usual
         if told:
@@ -521,8 +516,13 @@ class _Task:
             spread = max(_weighted_median(np.abs(part.target - own), part.informed * weight), 0.1)
             doubt = BELIEF * min(spread, 1.0) ** 2
             level = (told * own + doubt * usual) / (told + doubt)
-        target = np.where(part.informed > 0, part.target - level, 0.0)
-        return cls(part.overhead_s, level, part.memory_level, target, weight)
+        usual_s = part.overhead_s + table.ideal_s(part.memory_level) * np.exp(level)
+        target = np.log(np.maximum(table.times_s, CLOCK_S) / np.maximum(usual_s, CLOCK_S))
+        # The overhead is that of the fastest: what is left lies around the middle. Few operators hardly tell.
+        middle = _weighted_median(target, weight) if weight.any() else 0.0
+        middle *= len(target) / (len(target) + BELIEF)
+        overhead_s = part.overhead_s * float(np.exp(middle))
+        return cls(overhead_s, level + middle, part.memory_level, target - middle, weight)
 
 
 def _as_of_latest(
@@ -561,8 +561,7 @@ def _fit_family(table: _Table, task: _Task, seed: int, rounds: int) -> Family:
     left = target - table.spell @ slopes
     # Where runs differ in more than the mean, a tree can say so.
     x = np.column_stack([table.x, table.runs_ago]) if table.runs_ago.any() else table.x
-    typical = _boosted(x, left, weight, seed, rounds)
-    trees = _as_arrays(typical + _means(x, left - unseen, weight, seed, rounds // 5))
+    trees = _as_arrays(_boosted(x, left, weight, seed, rounds))
     limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
     return Family(
         task.overhead_s,
@@ -637,10 +636,14 @@ DOUBT = 20
 def _overhead(least_s: float, times: np.ndarray, ideal: np.ndarray) -> float:
     """Time at size zero: the constant of a line in the roofline's time, fitted in relative error.
 
-    Bounded by the smallest time seen, since no operator takes less than its overhead.
+    Bounded by the smallest time seen, since no operator takes less than its overhead. Views, which compute
+    and move nothing, are all overhead.
     """
     from scipy.optimize import nnls
 
+    if not ideal.any():
+        return float(np.median(times))
+    times = np.maximum(times, CLOCK_S)
     small = times <= np.quantile(times, 0.5)
     if ideal[small].max() < 2 * ideal[small].min():  # one size does not tell what of its time is overhead
         return float(min(least_s, 0.95 * times.min()))
@@ -666,7 +669,9 @@ FEWEST_OPERATORS = 20
 
 
 def _boosted(x: np.ndarray, y: np.ndarray, weight: np.ndarray, seed: int, rounds: int) -> str:
-    """Trees of a family's typical residual, as LightGBM's text."""
+    """Trees of a family's residual, as LightGBM's text."""
+    import lightgbm
+
     if len(y) < FEWEST_OPERATORS:
         return NO_TREES
     settings = {
@@ -677,39 +682,6 @@ def _boosted(x: np.ndarray, y: np.ndarray, weight: np.ndarray, seed: int, rounds
         "max_depth": 7,
         "min_data_in_leaf": 6 if len(y) > 400 else 4,
         "boost_from_average": False,
-    }
-    return _trained(settings, x, y, weight, seed, rounds)
-
-
-LONGEST = 1.1
-"""An operator that took longer than said by more than a factor ``exp(1.1)``, three, counts as that long."""
-
-
-def _means(x: np.ndarray, unsaid: np.ndarray, weight: np.ndarray, seed: int, rounds: int) -> str:
-    """Trees of what is added to the typical residual for the mean, as LightGBM's text.
-
-    A network's time is a sum, and times have a long tail: sums of medians fall short. ``unsaid`` is what
-    trees left over that had not seen the network. The factor whose sum over a leaf is that of the times is
-    what Poisson regression finds.
-    """
-    leaf = 40
-    if len(unsaid) < 2 * leaf or not rounds:
-        return NO_TREES
-    settings = {
-        "objective": "poisson",
-        "learning_rate": 6 / rounds,
-        "num_leaves": 8,
-        "min_data_in_leaf": leaf,
-    }
-    return _trained(settings, x, np.exp(np.clip(unsaid, -LONGEST, LONGEST)), weight, seed, rounds)
-
-
-def _trained(
-    settings: dict[str, Any], x: np.ndarray, y: np.ndarray, weight: np.ndarray, seed: int, rounds: int
-) -> str:
-    import lightgbm
-
-    common = {
         "feature_fraction": 0.6,
         "bagging_fraction": 0.8,
         "bagging_freq": 1,
@@ -721,12 +693,12 @@ def _trained(
     }
     data = lightgbm.Dataset(x, y, weight=weight / weight.mean(), params={"verbosity": -1})
     # Kept as it is: else it would be written and read once more.
-    booster = lightgbm.train({**common, **settings}, data, rounds, keep_training_booster=True)
+    booster = lightgbm.train(settings, data, rounds, keep_training_booster=True)
     return str(booster.model_to_string())
 
 
 def _as_arrays(text: str) -> Trees:
-    """LightGBM's text of trees, or several in a row, as padded arrays: inner nodes first, then leaves."""
+    """LightGBM's text of trees as padded arrays: inner nodes first, then leaves."""
     rows: tuple[list[list[Any]], ...] = ([], [], [], [], [])
     depth = 0
     for block in text.split("\nTree=")[1:]:

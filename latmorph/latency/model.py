@@ -47,12 +47,12 @@ class Trees(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The fitted part of the model for one family of operators.
 
-    ``overhead_s`` is paid whatever the size; ``level`` is the family's typical log of time over the
-    roofline; the trees add to it, within ``bound``; ``low`` and ``high`` are the range of every feature
-    in the data, and ``sigma`` the held-out error, as a standard deviation of the log. When neighbours slow
-    the reference operator and the block beside it, these slow by the reference's factor to the power of one
-    and the first of ``spell_slopes``, times the block's to the power of the second. ``memory_level`` is the
-    log of how much further below its roof memory stays than arithmetic.
+    ``overhead_s`` is paid whatever the size; ``level`` is the family's typical log of what is left over the
+    roofline; the trees say the log of times over those by both, within ``bound``; ``low`` and ``high`` are
+    the range of every feature in the data, and ``sigma`` the held-out error, as a standard deviation of the
+    log. When neighbours slow the reference operator and the block beside it, these slow by the reference's
+    factor to the power of one and the first of ``spell_slopes``, times the block's to the power of the
+    second. ``memory_level`` is the log of how much further below its roof memory stays than arithmetic.
     """
 
     overhead_s: float
@@ -72,10 +72,9 @@ class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LatencyModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``t = scale * (overhead + smoothmax(compute, memory) * exp(residual))`` for one operator.
+    """``t = scale * (overhead + smoothmax(compute, memory) * exp(level)) * exp(residual)`` for one operator.
 
-    Memory is that at the roof times ``exp(memory_level)`` of the operator's family.
-    A view, which computes and moves nothing, takes ``scale * overhead * exp(residual - level)``.
+    Memory is that at the roof times ``exp(memory_level)`` of the operator's family, and so is the level.
     A whole pass takes the sum of its operators and ``overhead_s``. Both it and ``scale`` are fitted on
     networks held out of the rest; ``sigma`` is the standard deviation of the log of what is left.
     """
@@ -140,11 +139,10 @@ class Predictor:
             measured[chosen] = True
             table = [roofline.features(specs[i], variants, places[i]) for i in chosen]
             x = _aligned(family, table)
-            still = (compute[chosen] + memory[chosen] == 0).ravel()
-            overhead_s, fine, distance = (
-                column.reshape(len(chosen), variants) for column in self._terms(name, family, x, still)
+            fine, distance = (
+                column.reshape(len(chosen), variants) for column in self._residual(name, family, x)
             )
-            overhead[chosen], residual[chosen] = overhead_s, fine
+            overhead[chosen], residual[chosen] = family.overhead_s * np.exp(fine), family.level + fine
             sigma[chosen] = family.sigma + 0.2 * distance
             memory[chosen] *= np.exp(family.memory_level)
         factor = self.model.scale * np.exp(residual)
@@ -160,24 +158,18 @@ class Predictor:
             ideal_s = roofline.ideal_s(compute_s, memory_s)
             return np.asarray(self.model.scale * (self.model.roofs.overhead_s + ideal_s))
         ideal_s = roofline.ideal_s(compute_s, memory_s, family.memory_level)
-        overhead_s, residual, _ = self._terms(name, family, x, ideal_s == 0)
-        return np.asarray(self.model.scale * (overhead_s + ideal_s * np.exp(residual)))
+        residual, _ = self._residual(name, family, x)
+        usual_s = family.overhead_s + ideal_s * np.exp(family.level)
+        return np.asarray(self.model.scale * usual_s * np.exp(residual))
 
-    def _terms(
-        self, name: str, family: Family, x: np.ndarray, still: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Overhead, residual, and the distance from the data in doublings of size, all of shape (rows,).
-
-        What is ``still``, computes and moves nothing, is all overhead, and its residual is of that.
-        """
+    def _residual(self, name: str, family: Family, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Residual, and the distance from the data in doublings of size, both of shape ``(rows,)``."""
         low, high = np.asarray(family.low), np.asarray(family.high)
         outside = np.maximum(0.0, np.maximum(low - x, x - high))
         sizes = [k for k, n in enumerate(family.features) if n in roofline.SIZES]
         distance = outside[:, sizes].max(axis=1)
         fine = np.clip(self._trees[name](x), -family.bound, family.bound)
-        fine = fine * np.exp(-0.5 * distance)
-        overhead_s = family.overhead_s * np.exp(np.where(still, fine, 0.0))
-        return overhead_s, family.level + fine, distance
+        return fine * np.exp(-0.5 * distance), distance
 
 
 def _aligned(family: Family, table: Sequence[tuple[list[str], np.ndarray]]) -> np.ndarray:
