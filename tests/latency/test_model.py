@@ -131,12 +131,13 @@ def test_trees_are_walked_as_by_hand_and_enter_the_formula(
     specs = [convolution(*pair) for pair in widths]
     prediction = Predictor(model({"conv2d": family(trees)}, scale=1.5))(specs, [PLACE] * len(specs))
     for i, spec in enumerate(specs):
-        factor = math.exp(0.3 + walk(trees, names_and_row(spec)[1]))
-        compute, memory = (t * factor for t in roofs_by_hand(spec))
+        residual = walk(trees, names_and_row(spec)[1])
+        overhead = 2e-6 * math.exp(residual)
+        compute, memory = (t * math.exp(0.3 + residual) for t in roofs_by_hand(spec))
         assert prediction.compute_s[i, 0] == pytest.approx(1.5 * compute, rel=1e-9)
         assert prediction.memory_s[i, 0] == pytest.approx(1.5 * memory, rel=1e-9)
-        assert prediction.overhead_s[i, 0] == pytest.approx(1.5 * 2e-6, rel=1e-9)
-        expected = 1.5 * (2e-6 + smoothmax(compute, memory))
+        assert prediction.overhead_s[i, 0] == pytest.approx(1.5 * overhead, rel=1e-9)
+        expected = 1.5 * (overhead + smoothmax(compute, memory))
         assert prediction.total_s[i, 0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -152,7 +153,7 @@ def test_many_rows_are_walked_like_few() -> None:
     for width in (1, 30, 31, 32, 2047, 2048, 2049, 4095, 4096, 4097, 5000):
         factor = math.exp(-1.0 if width <= 31 else 1.0)
         compute, memory = roofs_by_hand(convolution(16, width))
-        expected = 2e-6 + smoothmax(compute * factor, memory * factor)
+        expected = (2e-6 + smoothmax(compute, memory)) * factor
         assert total[width - 1] == pytest.approx(expected, rel=1e-9)
 
 
@@ -191,8 +192,9 @@ def test_the_memory_level_is_of_memory_alone(memory_level: float) -> None:
 @pytest.mark.parametrize(("value", "fine"), [(1e6, 3.0), (-1e6, -3.0), (2.9, 2.9), (-2.9, -2.9)])
 def test_the_residual_is_bounded(value: float, fine: float) -> None:
     prediction = Predictor(model({"conv2d": family(leaf(value))}))([convolution()], [PLACE])
-    compute, memory = (t * math.exp(0.3 + fine) for t in roofs_by_hand(convolution()))
-    assert prediction.total_s[0, 0] == pytest.approx(2e-6 + smoothmax(compute, memory), rel=1e-9)
+    compute, memory = (t * math.exp(0.3) for t in roofs_by_hand(convolution()))
+    expected = (2e-6 + smoothmax(compute, memory)) * math.exp(fine)
+    assert prediction.total_s[0, 0] == pytest.approx(expected, rel=1e-9)
 
 
 # --- away from the data
