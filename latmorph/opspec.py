@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -42,7 +43,7 @@ class TensorSpec:
     dtype: str = "float32"
     parameter: bool = False
 
-    @property
+    @cached_property
     def numel(self) -> Scalar:
         """Number of elements."""
         n: Scalar = 1
@@ -50,7 +51,7 @@ class TensorSpec:
             n = n * size
         return n
 
-    @property
+    @cached_property
     def bytes(self) -> Scalar:
         """Size in bytes when dense."""
         return self.numel * ITEM_BYTES.get(self.dtype, 4)
@@ -71,7 +72,10 @@ class OpSpec:
 
     def operand(self, name: str) -> TensorSpec | None:
         """The first operand called ``name``, or None."""
-        return next((t for t in self.inputs if t.name == name), None)
+        for tensor in self.inputs:
+            if tensor.name == name:
+                return tensor
+        return None
 
     def __getitem__(self, name: str) -> TensorSpec:
         found = self.operand(name)
@@ -81,7 +85,10 @@ class OpSpec:
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The attribute ``name``, or ``default``."""
-        return next((value for key, value in self.attrs if key == name), default)
+        for key, value in self.attrs:
+            if key == name:
+                return value
+        return default
 
     def with_attr(self, name: str, value: Any) -> OpSpec:
         """The same operator with the attribute ``name`` at this value, added at the end if it had none."""
@@ -94,7 +101,7 @@ class OpSpec:
         """The first output."""
         return self.outputs[0]
 
-    @property
+    @cached_property
     def parameter_bytes(self) -> Scalar:
         """Bytes of the operands that are parameters."""
         return sum((t.bytes for t in self.inputs if t.parameter), 0)

@@ -9,6 +9,9 @@ import numpy as np
 SLOW_FLOPS = 1.5e9
 """Up to this bound on their FLOPs, sampled networks are those of a slow device."""
 
+STEPS = (8, 16, 32, 64)
+"""What designers choose multiples of."""
+
 
 def up_to(size: int, bounds: Sequence[tuple[int, int]]) -> int:
     """Of pairs of a bound and a value, the value of the first bound that ``size`` does not exceed."""
@@ -18,12 +21,16 @@ def up_to(size: int, bounds: Sequence[tuple[int, int]]) -> int:
 class Draw:
     """Random choices that resemble designed networks, half of them off the beaten track.
 
+    Two networks in five are ``designed``: all their widths are multiples of one step. Kernels are fastest
+    where widths on both sides are, which is rare in a network whose widths are drawn each alone.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
     """
 
     def __init__(self, seed: int, reach: float = 1.0) -> None:
         self.random = np.random.default_rng(seed)
         self.reach = reach
+        self.designed = self.chance(0.4)
+        self.step = self.one(STEPS)
 
     def one(self, choices: Sequence[int]) -> int:
         return int(choices[int(self.random.integers(len(choices)))])
@@ -35,12 +42,14 @@ class Draw:
         return bool(self.random.random() < probability)
 
     def width(self, low: int, high: int) -> int:
-        """A log-uniform width; half are multiples of 8, as designers choose them, a sixth one off: cliffs."""
+        """A log-uniform width: a multiple of a step, or, where pruning has been, any or one off: cliffs."""
         value = float(np.exp(self.random.uniform(np.log(low), np.log(high))))
-        if self.chance(0.33):
+        if not self.designed and self.chance(0.4):
             return max(1, round(value))
-        step = self.one((8, 16, 32, 64)) if value >= 64 else self.one((8, 16))
-        return max(step, round(value / step) * step) + (self.one((-1, 1)) if self.chance(0.25) else 0)
+        step = self.step if self.designed else self.one(STEPS)
+        step = min(step, 16) if value < 64 else step
+        off = not self.designed and self.chance(0.3)
+        return max(step, round(value / step) * step) + (self.one((-1, 1)) if off else 0)
 
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))

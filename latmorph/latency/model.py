@@ -194,13 +194,11 @@ class Forest:
         self.nodes = len(trees.feature[0]) if trees.feature else 0
         self.feature = np.asarray(trees.feature, dtype=np.int64).ravel()
         self.threshold = np.asarray(trees.threshold, dtype=np.float64).ravel()
-        # Children as positions in the flat arrays; a leaf is its own child.
+        # Children as positions in the flat arrays, right before left; a leaf is its own child.
         start = np.repeat(np.arange(self.count) * self.nodes, self.nodes)
         own = np.arange(self.count * self.nodes)
-        left = np.asarray(trees.left, dtype=np.int64).ravel()
-        right = np.asarray(trees.right, dtype=np.int64).ravel()
-        self.left = np.where(left < 0, own, start + left)
-        self.right = np.where(left < 0, own, start + right)
+        children = [np.asarray(side, dtype=np.int64).ravel() for side in (trees.right, trees.left)]
+        self.children = np.stack([np.where(c < 0, own, start + c) for c in children], axis=1).ravel()
         self.value = np.asarray(trees.value, dtype=np.float64).ravel()
         self.roots = np.arange(self.count) * self.nodes
 
@@ -209,11 +207,11 @@ class Forest:
             return np.zeros(len(x))
         result = np.empty(len(x))
         for begin in range(0, len(x), 2048):
-            part = x[begin : begin + 2048]
-            rows = np.arange(len(part))[:, None]
+            part = np.ascontiguousarray(x[begin : begin + 2048])
+            rows = (np.arange(len(part)) * x.shape[1])[:, None]
             node = np.broadcast_to(self.roots, (len(part), self.count))
             for _ in range(self.depth):
-                go_left = part[rows, self.feature[node]] <= self.threshold[node]
-                node = np.where(go_left, self.left[node], self.right[node])
-            result[begin : begin + 2048] = self.value[node].sum(axis=1)
+                goes_left = part.take(rows + self.feature.take(node)) <= self.threshold.take(node)
+                node = self.children.take(2 * node + goes_left)
+            result[begin : begin + 2048] = self.value.take(node).sum(axis=1)
         return result

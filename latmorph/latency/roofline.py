@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from math import log2
 from typing import NamedTuple
@@ -75,6 +76,7 @@ class Place:
     since_read: int = 0
     since_freed: int = 0
     written: int = 0
+    ran: int = 0
 
 
 def places(
@@ -84,11 +86,13 @@ def places(
     footprint: float | None = None,
     operators: int | None = None,
     written: int = 0,
+    ran: int = 0,
 ) -> list[Place]:
     """The places of a network's operators, given in the order in which they run.
 
     ``footprint``, in bytes, is the network's, where these are a part of it or where other memory is read
-    beside it; so is the number of ``operators``. ``written`` bytes are those that the part before them wrote.
+    beside it; so is the number of ``operators``. ``written`` bytes are those that the part before them wrote,
+    where ``ran`` operators stand.
     """
     touched = footprint_bytes(specs) if footprint is None else footprint
     # In whole octaves: from the exact footprint trees would know each network, and so by heart what its
@@ -100,30 +104,20 @@ def places(
     moved = [_Moved.by(spec) for spec in specs]
     memory = _memory(moved, touched, written)
     found = []
-    last = Place(bandwidth)
+    before, wrote = (0.0, 0, 0, 0, 0), 0
     for i, spec in enumerate(specs):
-        fed = bool(spec.inputs) and spec.inputs[0].bytes == last.before_out_bytes
-        since_read, since_freed, so_far = memory[i]
-        found.append(
-            replace(
-                last,
-                fed=fed,
-                since_kind=since_kind[i],
-                since_same=since_same[i],
-                since_read=since_read,
-                since_freed=since_freed,
-                written=so_far,
-            )
-        )
+        fed = bool(spec.inputs) and spec.inputs[0].bytes == wrote
+        since = since_kind[i], since_same[i], *memory[i]
+        found.append(Place(bandwidth, *before, fed, *since, _octaves(ran + i)))
         if moved[i].moves:
-            last = Place(
-                bandwidth,
+            before = (
                 crc32(spec.kind.encode()) / 2**32,
                 int(ops.flops(spec)) if ops.is_known(spec) else 0,
                 moved[i].read,
                 moved[i].made,
                 moved[i].parameters,
             )
+            wrote = moved[i].made
     return found
 
 
@@ -238,23 +232,30 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
         "written": place.written,
         "before": place.before,
         "fed": int(place.fed),
+        "ran": place.ran,
     }
     for name, width in (("in", width_in), ("out", width_out)):
         for block in (4, 8, 16, 32):
             shares[f"{name}_mod_{block}"] = width % block
         shares[f"{name}_used"] = width / (ceil_to(width, BLOCK) + (width == 0))
-    names = [*sizes, *(f"{a}_per_{b}" for a, b in RATIOS), *shares]
-    values = np.empty((variants, len(names)))
-    for column, value in enumerate(sizes.values()):
-        values[:, column] = value
-    logs = values[:, : len(sizes)]
+    names, over, under = _columns(tuple(sizes), tuple(shares))
+    table = np.empty((len(names), variants))
+    for row, value in enumerate(sizes.values()):
+        table[row] = value
+    logs = table[: len(sizes)]
     np.log2(1.0 + logs, out=logs)
-    at = {name: column for column, name in enumerate(sizes)}
-    for column, (a, b) in enumerate(RATIOS, start=len(sizes)):
-        values[:, column] = values[:, at[a]] - values[:, at[b]]
-    for column, value in enumerate(shares.values(), start=len(sizes) + len(RATIOS)):
-        values[:, column] = value
-    return names, values
+    table[len(sizes) : len(sizes) + len(RATIOS)] = table[over] - table[under]
+    for row, value in enumerate(shares.values(), start=len(sizes) + len(RATIOS)):
+        table[row] = value
+    return [*names], table.T
+
+
+@cache
+def _columns(sizes: tuple[str, ...], shares: tuple[str, ...]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of all features, and the places of the sizes that stand over and under in ratios."""
+    names = [*sizes, *(f"{a}_per_{b}" for a, b in RATIOS), *shares]
+    over, under = np.array([[sizes.index(name) for name in pair] for pair in RATIOS]).T
+    return names, over, under
 
 
 BLOCK = 16

@@ -182,11 +182,12 @@ class LatencyCost(_OperatorCost):
         networks = [graph.steps_at(row, nodes) for row in widths]
         own = [operator.spec for operator in self.profile.operators(graph)]
         footprint, roofs = footprint_bytes(own), self.profile.model.roofs
-        written = 0 if nodes is None else written_bytes(graph.specs[: min(nodes)])
+        start = 0 if nodes is None else min(nodes)
+        before = {"written": written_bytes(graph.specs[:start]), "ran": start * len(own) // len(graph.nodes)}
         found = []
         for kernels in lowering.networks(networks):
             specs = [kernel.spec for kernel in kernels]
-            where = places(roofs, specs, footprint=footprint, operators=len(own), written=written)
+            where = places(roofs, specs, footprint=footprint, operators=len(own), **before)
             found.append(list(zip(where, specs, strict=True)))
         new = list(dict.fromkeys(k for keys in found for k in keys if k not in self._prices))
         if new:

@@ -149,6 +149,22 @@ def test_widths_are_off_the_beaten_track_as_often_as_on_it() -> None:
     assert max(widths) > 1000
 
 
+def test_some_networks_are_aligned_throughout_and_some_hardly() -> None:
+    # Dense convolutions only, whose widths are drawn: both sides of each.
+    shares = []
+    for k in range(MANY):
+        sides = [
+            width % 8 == 0
+            for step in sampled(k)
+            if step.spec.kind == "conv2d" and step.spec["weight"].shape[1] == step.spec["input"].shape[1] > 3
+            for width in step.spec["weight"].shape[:2]
+        ]
+        if len(sides) >= 8:
+            shares.append(np.mean(sides))
+    assert 0.25 < np.mean(np.array(shares) > 0.95) < 0.6
+    assert np.mean(np.array(shares) < 0.6) > 0.2
+
+
 def test_activations_run_in_place_in_half_of_the_networks() -> None:
     for kind in ("relu", "hardtanh", "silu"):
         found = [

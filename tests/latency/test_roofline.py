@@ -213,7 +213,7 @@ def test_places_of_a_chain_by_hand() -> None:
     assert {p.bandwidth for p in (first, of_view, second, third, last)} == {octave}
     assert (first.before, first.before_flops, first.before_out_bytes, first.fed) == (0.0, 0, 0, False)
     # A view moves nothing: the operator after it still stands after the convolution.
-    assert replace(of_view, since_kind=3) == second
+    assert replace(of_view, since_kind=3, ran=2) == second
     assert (second.before_flops, second.before_in_bytes) == (2 * 36 * 9 * 3 * 8, 4 * 3 * 36)
     assert (second.before_out_bytes, second.before_parameter_bytes) == (4 * 8 * 36, parameters)
     assert second.fed
@@ -224,6 +224,8 @@ def test_places_of_a_chain_by_hand() -> None:
     # The first relu of a pass comes three places after the last one of the pass before.
     assert [p.since_kind for p in (first, of_view, second, third, last)] == [5, 5, 3, 5, 2]
     assert {p.since_same for p in (first, of_view, second, third, last)} == {5}
+    # log2 of 1, 2, 3, 4 and 5, rounded.
+    assert [p.ran for p in (first, of_view, second, third, last)] == [0, 1, 2, 2, 2]
 
 
 def test_operators_that_are_the_same_in_all_are_found_again() -> None:
@@ -237,6 +239,7 @@ def test_places_of_a_part_are_in_the_whole_network() -> None:
     place = places(ROOFS, [spec_of("relu", 8, 8)], footprint=1e4, operators=70)[0]
     assert (place.since_kind, place.since_same) == (70, 70)
     assert place.bandwidth == round(math.log2(1e8))
+    assert places(ROOFS, [spec_of("relu", 8, 8)], ran=30)[0].ran == 5
 
 
 def test_footprints_that_the_same_caches_hold_cannot_be_told_apart() -> None:
@@ -255,7 +258,7 @@ def test_features_tell_where_an_operator_stands() -> None:
     names = rows[0][0]
     differ = {n for n, a, b in zip(names, rows[0][1][0], rows[1][1][0], strict=True) if a != b}
     before = {"before", "before_flops", "before_in", "before_parameters"}
-    assert differ == before | {"since_kind", "since_same", "since_freed", "written"}
+    assert differ == before | {"since_kind", "since_same", "since_freed", "written", "ran"}
     assert rows[0][1][0][names.index("before_parameters")] == pytest.approx(math.log2(1 + 4 * 8 * 27))
 
 
