@@ -23,6 +23,7 @@ class Draw:
 
     Two networks in five are ``designed``: all their widths are multiples of one step. Kernels are fastest
     where widths on both sides are, which is rare in a network whose widths are drawn each alone.
+    One in three is ``deep``: of as many operators as real ones, which run faster far into a pass.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
     """
 
@@ -31,6 +32,7 @@ class Draw:
         self.reach = reach
         self.designed = self.chance(0.4)
         self.step = self.one(STEPS)
+        self.deep = self.chance(1 / 3)
 
     def one(self, choices: Sequence[int]) -> int:
         return int(choices[int(self.random.integers(len(choices)))])
@@ -50,6 +52,10 @@ class Draw:
         step = min(step, 16) if value < 64 else step
         off = not self.designed and self.chance(0.3)
         return max(step, round(value / step) * step) + (self.one((-1, 1)) if off else 0)
+
+    def blocks(self, usual: int) -> range:
+        """The blocks of a network that has so many unless it is deep; its FLOPs may end it before."""
+        return range(4 * usual if self.deep else usual)
 
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))

@@ -35,7 +35,7 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     fixed_groups = draw.chance(0.4)
     kernel, dilation = draw.one((3, 3, 3, 3, 3, 3, 5, 7)), draw.one((1,) * 11 + (2,))
     group = draw.one((4, 4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
-    for block in range(6):
+    for block in draw.blocks(6):
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
@@ -88,7 +88,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         net = NetworkBuilder((batch, max(8, width // 3), size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
     excite, by_mean = draw.chance(0.3), draw.chance(0.5)
-    for block in range(8):
+    for block in draw.blocks(8):
         if block and net.flops > limit / 2:
             break
         width = net.shape(x)[1]
@@ -160,7 +160,7 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         width, size = net.shape(source)[1:3]
         return 18 * batch * (size * width) ** 2 <= 4 * draw.reach * SLOW_FLOPS
 
-    for block in range(5):
+    for block in draw.blocks(5):
         if block and (net.flops > limit or not affordable(x)):
             break
         width = net.shape(x)[1]
@@ -207,7 +207,7 @@ def squeezed(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         y = net.conv(source, out, kernel, stride, bias=True)
         return net.activation(y if fire else net.batch_norm(y), "relu")
 
-    for block in range(6):
+    for block in draw.blocks(6):
         if block and net.flops > limit / 2:
             break
         width, size = net.shape(x)[1:3]
@@ -240,7 +240,7 @@ def hybrid(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     net = NetworkBuilder((1, draw.width(24, 160), size, size), dtype)
     act = draw.name(("silu", "hardswish"))
     x = norm_act(net, net.conv(-1, width, 3, 1 if act == "silu" else 2), act)
-    for block in range(3):
+    for block in draw.blocks(3):
         if block and net.flops > limit:
             break
         x = (_folded if act == "silu" else _along)(net, draw, x, heads, limit)
@@ -311,7 +311,7 @@ def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         batch, size, width = draw.stage()
         net = NetworkBuilder((batch, width, size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
-    for block in range(4):
+    for block in draw.blocks(4):
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
@@ -410,7 +410,7 @@ def video(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         net, net.conv(-1, width, (3, 5, 5) if draw.chance(0.5) else 3, (1, 2, 2), bias=False), "relu"
     )
     pools = draw.chance(0.4)
-    for block in range(4):
+    for block in draw.blocks(4):
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
@@ -445,7 +445,7 @@ def light(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     style = draw.name(("shuffle", "ghost", "dilated", "attend", "respond"))
     if size == 1 and style == "respond":  # one place has no variance
         style = "attend"
-    for block in range(5):
+    for block in draw.blocks(5):
         if block and net.flops > limit / 2:
             break
         width = net.shape(x)[1]

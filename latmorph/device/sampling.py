@@ -43,14 +43,15 @@ FAMILIES: tuple[tuple[Callable[[Draw, float, str], NetworkBuilder], float], ...]
 def sample_network(
     seed: int, *, largest_flops: float = SLOW_FLOPS, dtype: str = "float32"
 ) -> tuple[Step, ...]:
-    """The random network of a seed: 5 to some 100 operators of one family.
+    """The random network of a seed: 5 to some 300 operators of one family.
 
     Its FLOPs are at most a few times ``largest_flops``, which bounds the time of one pass.
     """
     draw = Draw(seed, max(1.0, largest_flops / SLOW_FLOPS))
     weights = np.array([weight for _, weight in FAMILIES])
     family = FAMILIES[int(draw.random.choice(len(FAMILIES), p=weights / weights.sum()))][0]
-    steps = family(draw, draw.log_uniform(largest_flops / 30, largest_flops), dtype).steps
+    limit = draw.log_uniform(largest_flops / (5 if draw.deep else 30), largest_flops)
+    steps = family(draw, limit, dtype).steps
     return tuple(map(_out_of_place, steps) if draw.chance(0.5) else steps)
 
 

@@ -26,7 +26,7 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         x = net.cat([net.layout(x, "slice", (batch, 1, width), dim=1, start=0, end=1, step=1), x], 1)
     tokens = net.shape(x)[1]
     x = net.parameter_binary("add", x, (1, tokens, width))
-    for block in range(4):
+    for block in draw.blocks(4):
         if block and net.flops > limit:
             break
         y = net.linear(net.layer_norm(x), 3 * width)
@@ -56,7 +56,7 @@ def windows(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     net = NetworkBuilder((1, 3, 4 * side, 4 * side), dtype)
     x = net.layer_norm(net.permute(net.conv(-1, width, 4, 4, bias=True, padding=0), (0, 2, 3, 1)))
     count, tokens = across**2, window**2
-    for block in range(4):
+    for block in draw.blocks(4):
         if block and net.flops > limit:
             break
         y = net.layer_norm(x)
@@ -120,7 +120,7 @@ def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     width = draw.width(32, 256)
     x = net.linear(x, width)
     tokens = side * side
-    for block in range(3):
+    for block in draw.blocks(3):
         if block and net.flops > limit:
             break
         if draw.chance(0.5):
@@ -190,7 +190,7 @@ def words(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         y = net.parameter_binary("mul", source, table)
         return net.binary("add", y, net.parameter_binary("mul", turned, table))
 
-    for block in range(3):
+    for block in draw.blocks(3):
         if block and net.flops > limit:
             break
         y = norm(x)
@@ -267,7 +267,7 @@ def sentences(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         y = net.addmm(net.layout(source, "view", flat, size=flat), out)
         return net.layout(y, "view", shape, size=shape)
 
-    for block in range(3):
+    for block in draw.blocks(3):
         if block and net.flops > limit:
             break
         q, k, v = (dense(x, width) for _ in range(3))
@@ -295,7 +295,7 @@ def sound(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     net = NetworkBuilder((1, draw.one((1, 40, 80)), length), dtype)
     x = net.activation(net.conv(-1, width, draw.one((3, 5, 7)), draw.one((1, 2)), bias=True), "gelu")
     style = draw.name(("gated", "depthwise", "coded", "normed"))
-    for block in range(5):
+    for block in draw.blocks(5):
         if block and net.flops > limit / 2:
             break
         width, time = net.shape(x)[1:]

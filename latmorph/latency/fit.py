@@ -488,7 +488,8 @@ MEMORY_LEVELS = tuple(k / 8 for k in range(-12, 13))
 BELIEF = 5.0
 """Operators, told apart from their overhead, that it takes to believe in a family's own level by half.
 
-That is if they lie a factor ``e`` around it. Fewer do where they agree, as their variance.
+That is if they lie a factor ``e`` around it. Fewer do where they agree, as their variance. Where the middle
+of a family's residuals is, as many say by half, however they agree.
 """
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from math import log2
 from typing import NamedTuple
 from zlib import crc32
@@ -173,18 +173,24 @@ def _memory(operators: Sequence[_Moved], footprint: float, written: int) -> list
     pass ago, and all of the ``footprint`` was touched since.
     """
     touched = 0
-    past: list[tuple[int, int]] = []  # sizes written, and what had been touched by then
+    # Sizes written, and what had been touched by then. They fall: what is no larger than a later one, and so
+    # never found, is left out.
+    past: list[tuple[int, int]] = []
+    latest = (-1, 0)  # nothing yet, in which nothing fits
     after: dict[int, int] = {}
     found = []
     for moves, read, given, parameters, made in operators:
-        freed = next((then for size, then in islice(reversed(past), 1, None) if size >= made), None)
+        large_enough = bisect_right(past, -made, key=lambda one: -one[0])
+        since_freed = touched - past[large_enough - 1][1] if large_enough else footprint
         since_read = touched - after[given] if given in after else footprint
-        since_freed = footprint if freed is None else touched - freed
         found.append((_octaves(since_read), _octaves(since_freed), _octaves(written)))
         if moves:
             touched += read + parameters + made
             written += made
-            past.append((made, touched))
+            while past and past[-1][0] <= latest[0]:
+                past.pop()
+            past.append(latest)
+            latest = made, touched
             after[made] = touched
     return found
 
