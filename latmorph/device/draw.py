@@ -19,10 +19,10 @@ def up_to(size: int, bounds: Sequence[tuple[int, int]]) -> int:
 
 
 class Draw:
-    """Random choices that resemble designed networks, half of them off the beaten track.
+    """Random choices that resemble designed networks, and those off the beaten track.
 
-    Two networks in five are ``designed``: all their widths are multiples of one step. Kernels are fastest
-    where widths on both sides are, which is rare in a network whose widths are drawn each alone.
+    Two networks in five are ``designed``: all their widths are multiples of one step, or of 16 where narrow.
+    Kernels are fastest where widths on both sides are, which is rare where each is drawn alone.
     One in three is ``deep``: of as many operators as real ones, which run faster far into a pass.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
     """

@@ -318,7 +318,7 @@ def test_times_stand_with_the_kernels_that_they_are_of(monkeypatch: pytest.Monke
     with OnnxRuntime() as backend:
         assert isinstance(backend, OnnxRuntime)
         backend._clock_s = 0.0
-        session = backend.load(sample_network(1, largest_flops=3e7))
+        session = backend.load(sample_network(20, largest_flops=3e7))
         session.time_steps()
         specs, (times,) = session.finish()
     expected = [planted.get(spec.kind.rpartition(".")[2], 100) * 1e-6 for spec in specs]

@@ -165,6 +165,12 @@ def test_some_networks_are_aligned_throughout_and_some_hardly() -> None:
     assert np.mean(np.array(shares) < 0.6) > 0.2
 
 
+def test_some_networks_are_as_deep_as_real_ones() -> None:
+    # ResNet-50 has 175 operators.
+    deep = [len(sampled(k)) > 150 for k in range(MANY)]
+    assert 0.08 < np.mean(deep) < 0.3
+
+
 def test_activations_run_in_place_in_half_of_the_networks() -> None:
     for kind in ("relu", "hardtanh", "silu"):
         found = [
