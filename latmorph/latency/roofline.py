@@ -62,6 +62,9 @@ class Place:
     What lies in the caches also shows in how much memory was touched, in octaves of bytes: ``since_read``
     since what this one reads was written, ``since_freed`` since as much memory as it writes to was last in
     use, for that is given out again, and ``written`` is what operators of this pass wrote before.
+
+    ``ran`` operators, in octaves too, ran before it in this pass: what stands between passes leaves the code
+    cold, so that the first ones of a pass take longer.
     """
 
     bandwidth: int
