@@ -23,7 +23,8 @@ class Draw:
 
     Two networks in five are ``designed``: all their widths are multiples of one step, or of 16 where narrow.
     Kernels are fastest where widths on both sides are, which is rare where each is drawn alone.
-    One in three is ``deep``: of as many operators as real ones, which run faster far into a pass.
+    One in three is ``deep``: of as many operators as real ones, which run faster far into a pass. These start
+    at pictures, and their stages are many blocks long: a network cannot be halved often.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
     """
 
@@ -57,6 +58,18 @@ class Draw:
         """The blocks of a network that has so many unless it is deep; its FLOPs may end it before."""
         return range(4 * usual if self.deep else usual)
 
+    def whole(self, share: float) -> bool:
+        """Whether a network starts at its pictures, as a share of them does, and all deep ones do."""
+        return self.deep or self.chance(share)
+
+    def begins_stage(self, share: float) -> bool:
+        """Whether a block begins a stage, as a share of them does: a quarter as many where they are many."""
+        return self.chance(share / 4 if self.deep else share)
+
+    def halved(self, size: int) -> bool:
+        """Whether a picture of a size is there to be halved: most networks end at 7 pixels a side."""
+        return size >= (4 if self.chance(0.2) else 13)
+
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))
 
@@ -73,7 +86,7 @@ class Draw:
     def stage(self) -> tuple[int, int, int]:
         """Batch, resolution and input width of a place in a network."""
         sides = (128, 112, 64, 56, 56, 28, 28, 28, 14, 14, 14, 7, 7, 32, 16, 8, 4, 35, 17, 20, 10, 40, 80)
-        size = self.side(sides)
+        size = self.one((56, 56, 35, 32, 28)) if self.deep else self.side(sides)
         widest = up_to(size, ((20, 1280), (39, 512), (70, 256), (128, 96)))
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:

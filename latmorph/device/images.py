@@ -20,7 +20,7 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     bottleneck = draw.chance(0.5)
     widest = 2048 if bottleneck else 640
     act = draw.name(ACTIVATIONS)
-    if draw.chance(0.25):
+    if draw.whole(0.25):
         batch, size = 1, draw.image((224, 160, 128))
         if draw.chance(0.2):
             batch, size = (8, 64) if draw.reach < 16 else (32, 224)
@@ -39,8 +39,8 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
-        changes = draw.chance(0.4) or (bottleneck and block == 0)
-        stride = 2 if changes and net.shape(x)[2] >= 4 and draw.chance(0.6) else 1
+        changes = draw.begins_stage(0.4) or (bottleneck and block == 0)
+        stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
         out = draw.width(max(16, width), max(width, min(widest, 2 * width + 16))) if changes else width
         y = x
         if bottleneck:
@@ -77,7 +77,7 @@ def head(net: NetworkBuilder, draw: Draw, x: int) -> NetworkBuilder:
 def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """MobileNetV2 and V3, EfficientNet: inverted residuals, sometimes with squeeze and excite."""
     act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
-    if draw.chance(0.3):
+    if draw.whole(0.3):
         net = NetworkBuilder((1, 3, *[draw.image((256, 224, 160, 96))] * 2), dtype)
         x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
         if draw.chance(0.5):
@@ -93,8 +93,8 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         width = net.shape(x)[1]
         inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
-        changes = draw.chance(0.4)
-        stride = 2 if changes and net.shape(x)[2] >= 4 and draw.chance(0.6) else 1
+        changes = draw.begins_stage(0.4)
+        stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
         out = draw.width(max(8, width), 2 * width + 8) if changes else width
         y = norm_act(net, net.conv(x, inner, 1), act)
         y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 5, 7)), stride, inner), act)
@@ -113,7 +113,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """VGG, AlexNet: plain wide convolutions with bias, large resolutions, large linear layers."""
-    limit *= 4
+    limit *= 1 if draw.deep else 4
     act = draw.name(ACTIVATIONS)
     if draw.chance(0.35):
         net = NetworkBuilder((1, 3, *[draw.image((224, 224, 160, 112, 64))] * 2), dtype)
@@ -185,7 +185,7 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.pool(x, draw.name(("avg_pool2d", "max_pool2d")), 3, 1, 1)
             branches.append(unit(y, draw.width(narrow, 192)))
         x = net.cat(branches)
-        if draw.chance(0.3) and net.shape(x)[2] >= 5 and affordable(x):
+        if draw.begins_stage(0.3) and draw.halved(net.shape(x)[2]) and affordable(x):
             y = net.conv(x, draw.width(narrow, 384), 3, 2, padding=0)
             x = net.cat([norm_act(net, y, "relu"), net.pool(x, "max_pool2d", 3, 2)])
     return head(net, draw, x)
@@ -194,7 +194,7 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 def squeezed(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """SqueezeNet and SqueezeNext: few channels, then more, by kernels side by side or flat ones in a row."""
     fire = draw.chance(0.5)
-    if draw.chance(0.4):
+    if draw.whole(0.4):
         net = NetworkBuilder((1, 3, *[draw.image((224, 160, 128))] * 2), dtype)
         x = net.activation(net.conv(-1, draw.width(32, 96), draw.one((3, 7)), 2, bias=True), "relu")
         x = net.pool(x, "max_pool2d", 3, 2)
@@ -215,10 +215,10 @@ def squeezed(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             few, more = draw.width(8, max(16, width // 3)), draw.width(16, min(max(32, width), 320))
             y = unit(x, few)
             x = net.cat([unit(y, more), unit(y, more, 3)])
-            if size > 6 and draw.chance(0.3):
+            if draw.begins_stage(0.3) and draw.halved(size):
                 x = net.pool(x, "max_pool2d", 3, 2)
         else:
-            stride = 2 if size >= 4 and draw.chance(0.25) else 1
+            stride = 2 if draw.begins_stage(0.25) and draw.halved(size) else 1
             out = draw.width(width, min(2 * width + 8, max(width, 512))) if stride > 1 else width
             y = unit(unit(x, max(4, width // 2), 1, stride), max(4, width // 4))
             y = unit(unit(y, max(4, out // 2), (1, 3)), max(4, out // 2), (3, 1))
@@ -303,7 +303,7 @@ def _along(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) ->
 
 def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ConvNeXt: large depthwise kernels, channels last for norm and MLP, a learned scale."""
-    if draw.chance(0.3):
+    if draw.whole(0.3):
         net = NetworkBuilder((1, 3, *[draw.image((224, 128, 96))] * 2), dtype)
         x = net.conv(-1, draw.width(24, 128), 4, 4, bias=True, padding=0)
         x = net.permute(net.layer_norm(net.permute(x, (0, 2, 3, 1))), (0, 3, 1, 2))
@@ -315,7 +315,7 @@ def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
-        if net.shape(x)[2] >= 4 and draw.chance(0.3):
+        if draw.begins_stage(0.3) and draw.halved(net.shape(x)[2]):
             width = draw.width(width, min(2 * width + 8, max(width, 1024)))
             y = net.permute(net.layer_norm(net.permute(x, (0, 2, 3, 1))), (0, 3, 1, 2))
             x = net.conv(y, width, 2, 2, bias=True, padding=0)
@@ -426,7 +426,7 @@ def video(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = norm_act(net, net.conv(y, inner, 3, groups=inner), "silu")
             y = net.batch_norm(net.conv(y, width, 1))
         x = net.activation(net.binary("add", x, y, inplace=True), "relu")
-        if pools and min(net.shape(x)[2:]) >= 4:
+        if pools and draw.begins_stage(1.0) and min(net.shape(x)[2:]) >= 4:
             x = net.pool(x, "max_pool3d", 2, 2)
     if draw.chance(0.4):
         net.conv_transpose(x, draw.width(8, 32), 2, 2)

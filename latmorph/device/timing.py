@@ -227,6 +227,9 @@ class Schedule(Protocol):
         ...
 
 
+WHOLE = 100
+"""Operators of a sampled network that is no longer taken for a part of a larger one."""
+
 CHOSEN = 10**6
 """Sampled networks that were chosen, not drawn blindly, are numbered from here up."""
 
@@ -273,9 +276,10 @@ class Plan:
     def scratch_bytes(self, network: int) -> int:
         """Memory to read before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB.
 
-        A network of ``focus`` is a whole one, and finds the caches as its own last pass left them.
+        A network of ``focus`` or of at least :data:`WHOLE` operators is a whole one, and finds the caches as
+        its own last pass left them.
         """
-        if network < 0:
+        if network < 0 or len(self.steps(network)) >= WHOLE:
             return 0
         random = np.random.default_rng((self.seed, network % CHOSEN, 1))
         return 0 if random.random() < 0.2 else int(2 ** random.uniform(20, 27))

@@ -418,16 +418,13 @@ def _fit_families(tables: Mapping[str, _Table], seed: int, rounds: int) -> dict[
     names = sorted(tables, key=lambda name: -len(tables[name].times_s))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
-        def each(made: Callable[[_Table, _Task], Made]) -> dict[str, Made]:
-            found = pool.map(lambda name: made(tables[name], tasks[name]), names)
-            return dict(zip(names, found, strict=True))
+        def each(made: Callable[[str], Made]) -> dict[str, Made]:
+            return dict(zip(names, pool.map(made, names), strict=True))
 
-        def unseen(table: _Table, task: _Task) -> np.ndarray:
-            return _cross_fitted(table, task.target, task.weight, seed, rounds // 3)
-
+        unseen = each(lambda name: _cross_fitted(tables[name], tasks[name], seed, rounds // 3))
         if any(table.runs_ago.any() for table in tables.values()):
-            tasks = _as_of_latest(tables, tasks, each(unseen))
-        families = each(lambda table, task: _fit_family(table, task, seed, rounds))
+            tasks = _as_of_latest(tables, tasks, unseen)
+        families = each(lambda name: _fit_family(tables[name], tasks[name], unseen[name], seed, rounds))
     return {name: families[name] for name in tables}
 
 
@@ -555,9 +552,8 @@ def _as_of_latest(
     }
 
 
-def _fit_family(table: _Table, task: _Task, seed: int, rounds: int) -> Family:
+def _fit_family(table: _Table, task: _Task, unseen: np.ndarray, seed: int, rounds: int) -> Family:
     target, weight = task.target, task.weight
-    unseen = _cross_fitted(table, target, weight, seed, rounds // 3)
     slopes = _slopes(table.spell, target - unseen, weight)
     left = target - table.spell @ slopes
     # Where runs differ in more than the mean, a tree can say so.
@@ -588,9 +584,7 @@ def _at_zero(trees: Trees, feature: int) -> Trees:
     )
 
 
-def _cross_fitted(
-    table: _Table, target: np.ndarray, weight: np.ndarray, seed: int, rounds: int
-) -> np.ndarray:
+def _cross_fitted(table: _Table, task: _Task, seed: int, rounds: int) -> np.ndarray:
     """What trees say of operators whose networks they have not seen: half of the networks at a time.
 
     Of those that they have seen they know the spell by heart.
@@ -598,9 +592,9 @@ def _cross_fitted(
     import lightgbm
 
     half = np.unique(table.network, return_inverse=True)[1] % 2 == 0
-    said = np.zeros(len(target))
+    said = np.zeros(len(half))
     for out in (half, ~half):
-        trees = _boosted(table.x[~out], target[~out], weight[~out], seed, rounds)
+        trees = _boosted(table.x[~out], task.target[~out], task.weight[~out], seed, rounds)
         if trees != NO_TREES and out.any():
             said[out] = lightgbm.Booster(model_str=trees).predict(table.x[out], num_threads=1)
     return said

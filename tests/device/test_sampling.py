@@ -171,6 +171,21 @@ def test_some_networks_are_as_deep_as_real_ones() -> None:
     assert 0.08 < np.mean(deep) < 0.3
 
 
+def test_pictures_in_deep_networks_are_as_large_as_in_real_ones() -> None:
+    # At 224 x 224, most blocks of ResNet-50, MobileNetV2 and their like are at 14 and 28 pixels a side.
+    sides = [
+        step.spec.out.shape[-1]
+        for k in range(MANY)
+        if len(sampled(k)) > 130
+        for step in sampled(k)
+        if step.spec.kind == "conv2d" and step.spec["weight"].shape[-1] > 1
+    ]
+    low, middle, high = np.quantile(sides, [0.25, 0.5, 0.75])
+    assert low >= 7
+    assert 14 <= middle <= 28
+    assert high <= 56
+
+
 def test_activations_run_in_place_in_half_of_the_networks() -> None:
     for kind in ("relu", "hardtanh", "silu"):
         found = [
