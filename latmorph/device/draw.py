@@ -62,9 +62,21 @@ class Draw:
         """Whether a network starts at its pictures, as a share of them does, and all deep ones do."""
         return self.deep or self.chance(share)
 
-    def begins_stage(self, share: float) -> bool:
-        """Whether a block begins a stage, as a share of them does: a quarter as many where they are many."""
-        return self.chance(share / 4 if self.deep else share)
+    def begins_stage(self, share: float, size: int) -> bool:
+        """Whether a block begins a stage, as a share of them does.
+
+        A quarter as many where there are many blocks, but for the first stages, of large pictures.
+        """
+        return self.chance(share / 4 if self.deep and size <= 28 else share)
+
+    def wider(self, width: int, widest: int) -> int:
+        """The width of a new stage: up to twice as wide. Deep networks, which have few, widen in each."""
+        least = max(width, min(3 * width // 2, widest)) if self.deep else width
+        return self.width(max(8, least), max(8, least, min(widest, 2 * width + 16)))
+
+    def a_block(self, limit: float) -> float:
+        """FLOPs of a single block or layer at most: few large ones are worth as much as many small ones."""
+        return limit if self.deep else 4 * limit
 
     def halved(self, size: int) -> bool:
         """Whether a picture of a size is there to be halved: most networks end at 7 pixels a side."""

@@ -39,9 +39,10 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
-        changes = draw.begins_stage(0.4) or (bottleneck and block == 0)
+        expands = bottleneck and block == 0
+        changes = draw.begins_stage(0.4, net.shape(x)[2]) or expands
         stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
-        out = draw.width(max(16, width), max(width, min(widest, 2 * width + 16))) if changes else width
+        out = draw.wider(2 * width if expands and draw.deep else width, widest) if changes else width
         y = x
         if bottleneck:
             inner = draw.width(max(8, out // 6), max(16, out // 2))
@@ -93,11 +94,11 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         width = net.shape(x)[1]
         inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
-        changes = draw.begins_stage(0.4)
+        changes = draw.begins_stage(0.4, net.shape(x)[2])
         stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
-        out = draw.width(max(8, width), 2 * width + 8) if changes else width
+        out = draw.wider(width, 640) if changes else width
         y = norm_act(net, net.conv(x, inner, 1), act)
-        y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 5, 7)), stride, inner), act)
+        y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 3, 3, 5, 5, 7)), stride, inner), act)
         if excite:
             s = net.reduce(y, "mean", (2, 3), True) if by_mean else net.global_pool(y)
             s = net.activation(net.conv(s, max(4, inner // draw.one((4, 16, 24))), 1, bias=True), act)
@@ -113,7 +114,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """VGG, AlexNet: plain wide convolutions with bias, large resolutions, large linear layers."""
-    limit *= 1 if draw.deep else 4
+    limit = draw.a_block(limit)
     act = draw.name(ACTIVATIONS)
     if draw.chance(0.35):
         net = NetworkBuilder((1, 3, *[draw.image((224, 224, 160, 112, 64))] * 2), dtype)
@@ -185,7 +186,7 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.pool(x, draw.name(("avg_pool2d", "max_pool2d")), 3, 1, 1)
             branches.append(unit(y, draw.width(narrow, 192)))
         x = net.cat(branches)
-        if draw.begins_stage(0.3) and draw.halved(net.shape(x)[2]) and affordable(x):
+        if draw.begins_stage(0.3, size) and draw.halved(net.shape(x)[2]) and affordable(x):
             y = net.conv(x, draw.width(narrow, 384), 3, 2, padding=0)
             x = net.cat([norm_act(net, y, "relu"), net.pool(x, "max_pool2d", 3, 2)])
     return head(net, draw, x)
@@ -215,11 +216,11 @@ def squeezed(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             few, more = draw.width(8, max(16, width // 3)), draw.width(16, min(max(32, width), 320))
             y = unit(x, few)
             x = net.cat([unit(y, more), unit(y, more, 3)])
-            if draw.begins_stage(0.3) and draw.halved(size):
+            if draw.begins_stage(0.3, size) and draw.halved(size):
                 x = net.pool(x, "max_pool2d", 3, 2)
         else:
-            stride = 2 if draw.begins_stage(0.25) and draw.halved(size) else 1
-            out = draw.width(width, min(2 * width + 8, max(width, 512))) if stride > 1 else width
+            stride = 2 if draw.begins_stage(0.25, size) and draw.halved(size) else 1
+            out = draw.wider(width, 512) if stride > 1 else width
             y = unit(unit(x, max(4, width // 2), 1, stride), max(4, width // 4))
             y = unit(unit(y, max(4, out // 2), (1, 3)), max(4, out // 2), (3, 1))
             y = unit(y, out)
@@ -315,8 +316,8 @@ def pointwise(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         if block and net.flops > limit:
             break
         width = net.shape(x)[1]
-        if draw.begins_stage(0.3) and draw.halved(net.shape(x)[2]):
-            width = draw.width(width, min(2 * width + 8, max(width, 1024)))
+        if draw.begins_stage(0.3, net.shape(x)[2]) and draw.halved(net.shape(x)[2]):
+            width = draw.wider(width, 1024)
             y = net.permute(net.layer_norm(net.permute(x, (0, 2, 3, 1))), (0, 3, 1, 2))
             x = net.conv(y, width, 2, 2, bias=True, padding=0)
         y = net.conv(x, width, 7, 1, width, bias=True)
@@ -426,7 +427,7 @@ def video(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = norm_act(net, net.conv(y, inner, 3, groups=inner), "silu")
             y = net.batch_norm(net.conv(y, width, 1))
         x = net.activation(net.binary("add", x, y, inplace=True), "relu")
-        if pools and draw.begins_stage(1.0) and min(net.shape(x)[2:]) >= 4:
+        if pools and draw.begins_stage(1.0, net.shape(x)[3]) and min(net.shape(x)[2:]) >= 4:
             x = net.pool(x, "max_pool3d", 2, 2)
     if draw.chance(0.4):
         net.conv_transpose(x, draw.width(8, 32), 2, 2)

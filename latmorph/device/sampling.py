@@ -50,7 +50,7 @@ def sample_network(
     draw = Draw(seed, max(1.0, largest_flops / SLOW_FLOPS))
     weights = np.array([weight for _, weight in FAMILIES])
     family = FAMILIES[int(draw.random.choice(len(FAMILIES), p=weights / weights.sum()))][0]
-    smallest, largest = (1 / 5, 4) if draw.deep else (1 / 30, 1)
+    smallest, largest = (1 / 2, 6) if draw.deep else (1 / 30, 1)
     limit = draw.log_uniform(smallest * largest_flops, largest * largest_flops)
     steps = family(draw, limit, dtype).steps
     return tuple(map(_out_of_place, steps) if draw.chance(0.5) else steps)

@@ -15,7 +15,7 @@ def transformer(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         draw.one((6, 7, 8, 14, 14, 14, 16, 24, 32)) if draw.chance(0.5) else int(draw.random.integers(3, 33))
     )
     batch = 1 if draw.chance(0.8) else draw.one((2, 4, 8)) * (1 if draw.reach < 16 else 4)
-    while side > 3 and batch * _block_flops(side * side, width) > 4 * limit:
+    while side > 3 and batch * _block_flops(side * side, width) > draw.a_block(limit):
         side -= 1
     net = NetworkBuilder((batch, 3, side * patch, side * patch), dtype)
     x = net.conv(-1, width, patch, patch, bias=True, padding=0)
@@ -51,7 +51,7 @@ def windows(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     window = draw.one((7, 7, 8, 4))
     across = draw.one((1, 2, 2, 4))
     side = window * across
-    heads, head = draw.one((2, 3, 4, 6)), draw.one((16, 32, 32))
+    heads, head = draw.one((3, 4, 6, 12) if draw.deep else (2, 3, 4, 6)), draw.one((16, 32, 32))
     width = heads * head
     net = NetworkBuilder((1, 3, 4 * side, 4 * side), dtype)
     x = net.layer_norm(net.permute(net.conv(-1, width, 4, 4, bias=True, padding=0), (0, 2, 3, 1)))
@@ -117,7 +117,7 @@ def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     patch, side = draw.one((8, 16)), draw.one((7, 10, 14))
     net = NetworkBuilder((1, 3, patch * side, patch * side), dtype)
     x = net.transpose(net.im2col(-1, patch, patch, 0), 1, 2)
-    width = draw.width(32, 256)
+    width = draw.width(*((128, 768) if draw.deep else (32, 256)))
     x = net.linear(x, width)
     tokens = side * side
     for block in draw.blocks(3):
@@ -140,6 +140,8 @@ def patches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 def _heads(draw: Draw) -> tuple[int, int]:
     """Heads and the size of one: as designed, or any, as heads that lost channels have."""
+    if draw.deep:
+        return draw.one((3, 6, 6, 8, 12, 12, 16)), draw.one((32, 64, 64, 64, 64, 80))
     if draw.chance(0.5):
         return draw.one((2, 3, 4, 4, 6, 8, 12)), draw.one((32, 64, 64, 64, 48))
     return draw.one((1, 2, 3, 4, 5, 6, 8, 12)), round(draw.log_uniform(2, 96))
@@ -153,7 +155,7 @@ def _sizes(draw: Draw, limit: float) -> tuple[int, int, int, int]:
     """Length, heads, size of a head and batch of a network of words: a block of it near the limit."""
     heads, head = _heads(draw)
     length = draw.one((8, 16, 32, 64, 128, 128, 256))
-    while length > 4 and _block_flops(length, heads * head) > 4 * limit:
+    while length > 4 and _block_flops(length, heads * head) > draw.a_block(limit):
         length //= 2
     batch = 1 if draw.chance(0.8) or draw.reach < 16 else draw.one((2, 4, 8))
     return length, heads, head, batch
@@ -300,7 +302,7 @@ def sound(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         width, time = net.shape(x)[1:]
         if style == "gated":
-            y = net.conv(x, 2 * width, 3, bias=True, dilation=2**block)
+            y = net.conv(x, 2 * width, 3, bias=True, dilation=2 ** (block % 5))
             a, b = net.chunk(y, 2, 1)
             y = net.binary("mul", net.activation(a, "tanh", False), net.activation(b, "sigmoid", False))
             x = net.binary("add", x, net.conv(y, width, 1, bias=True))
