@@ -18,6 +18,12 @@ def up_to(size: int, bounds: Sequence[tuple[int, int]]) -> int:
     return next(value for bound, value in bounds if size <= bound)
 
 
+def _multiple(value: float, step: int) -> int:
+    """The nearest multiple of a step, or of 16 where narrow; at least one."""
+    step = min(step, 16) if value < 64 else step
+    return max(step, round(value / step) * step)
+
+
 class Draw:
     """Random choices that resemble designed networks, and those off the beaten track.
 
@@ -46,13 +52,12 @@ class Draw:
 
     def width(self, low: int, high: int) -> int:
         """A log-uniform width: a multiple of a step, or, where pruning has been, any or one off: cliffs."""
-        value = float(np.exp(self.random.uniform(np.log(low), np.log(high))))
-        if not self.designed and self.chance(0.4):
+        value = self.log_uniform(low, high)
+        if self.designed:
+            return _multiple(value, self.step)
+        if self.chance(0.4):
             return max(1, round(value))
-        step = self.step if self.designed else self.one(STEPS)
-        step = min(step, 16) if value < 64 else step
-        off = not self.designed and self.chance(0.3)
-        return max(step, round(value / step) * step) + (self.one((-1, 1)) if off else 0)
+        return _multiple(value, self.one(STEPS)) + (self.one((-1, 1)) if self.chance(0.3) else 0)
 
     def blocks(self, usual: int) -> range:
         """The blocks of a network that has so many unless it is deep; its FLOPs may end it before."""
