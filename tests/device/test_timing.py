@@ -358,11 +358,11 @@ def test_sampled_networks_have_the_plans_dtype() -> None:
 
 
 def test_a_fifth_of_sampled_networks_and_all_whole_ones_find_the_caches_as_they_left_them() -> None:
-    plan = Plan(0, SMALL, focus=(chain(),) * 30)
+    plan = Plan(0, 5e8, focus=(chain(),) * 30)
     assert all(plan.scratch_bytes(-1 - i) == 0 for i in range(30))
     long = [len(plan.steps(n)) >= 100 for n in range(400)]
     scratch = [plan.scratch_bytes(n) for n in range(400)]
-    assert scratch == [Plan(0, SMALL).scratch_bytes(n) for n in range(400)]
+    assert scratch == [Plan(0, 5e8).scratch_bytes(n) for n in range(400)]
     assert all(s == 0 or 2**20 <= s <= 2**27 for s in scratch)
     assert sum(long) > 20
     assert not any(s for s, is_long in zip(scratch, long, strict=True) if is_long)
