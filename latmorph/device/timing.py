@@ -441,18 +441,31 @@ def calm_reference_s(visits: Sequence[Visit]) -> float:
 
 
 Spell = tuple[float, float]
-"""Logs of the reference's and of the block's time over their means in the run: above zero, neighbours slowed
-it more than they mostly did."""
+"""Logs of the reference's and of the block's time over their means, every run of the device counting alike:
+above zero, neighbours slowed it more than they mostly did. So a run in a noisy hour is one long spell."""
+
+NOISY = 0.25
+"""A run whose mean lies further than this from the latest one's, in logs, found another machine: its spells
+are over its own mean."""
 
 
-def _spells(visits: Sequence[Visit]) -> list[Spell]:
-    """Each visit's spell; zero where no block was timed."""
+def _yardsticks(visits: Sequence[Visit]) -> np.ndarray:
+    """Logs of the reference's and the block's time, shape ``(visits, 2)``; not a number without a block."""
     times = [(v.reference_s, calm_s(v.traffic_s) if v.traffic_s else np.nan) for v in visits]
-    logs = np.log(np.array(times))
-    known = ~np.isnan(logs)
-    counts = np.maximum(known.sum(axis=0), 1)
-    logs -= np.where(known, logs, 0.0).sum(axis=0) / counts
-    return [(float(r), float(b)) for r, b in np.where(known, logs, 0.0)]
+    return np.asarray(np.log(times))
+
+
+def _spells(of_runs: Sequence[Sequence[Visit]]) -> list[list[Spell]]:
+    """The spells of all visits of a device, by run, the latest first; zero where no block was timed."""
+    logs = [_yardsticks(visits) for visits in of_runs]
+    means = np.array([np.ma.masked_invalid(own).mean(axis=0).filled(np.nan) for own in logs]).reshape(-1, 2)
+    alike = np.abs(means - means[:1]) < NOISY
+    usual = np.where(alike, means, 0.0).sum(axis=0) / np.maximum(alike.sum(axis=0), 1)
+    middles = np.where(alike, usual, means)
+    return [
+        [(float(r), float(b)) for r, b in np.nan_to_num(own - middle)]
+        for own, middle in zip(logs, middles, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -503,19 +516,22 @@ def observations(visits: Sequence[Visit]) -> tuple[list[Observation], dict[int, 
     calm = calm_reference_s(visits)
     found: list[Observation] = []
     wholes: dict[int, Whole] = {}
-    for runs_ago, of_run in enumerate(runs(visits)):
-        own, whole = _observations(of_run, runs_ago, calm)
+    of_runs = runs(visits)
+    here = [of_run for of_run in of_runs if of_run[0].run != ELSEWHERE]
+    spells = _spells(here) + [_spells([of_run])[0] for of_run in of_runs[len(here) :]]
+    for runs_ago, (of_run, in_spells) in enumerate(zip(of_runs, spells, strict=True)):
+        own, whole = _observations(of_run, in_spells, runs_ago, calm)
         found += own
         wholes |= whole
     return found, wholes
 
 
 def _observations(
-    visits: Sequence[Visit], runs_ago: int, reference_s: float
+    visits: Sequence[Visit], spells: Sequence[Spell], runs_ago: int, reference_s: float
 ) -> tuple[list[Observation], dict[int, Whole]]:
     """Those of one run."""
     taken: dict[int, list[tuple[Visit, np.ndarray, Whole]]] = {}
-    for visit, spell in zip(visits, _spells(visits), strict=True):
+    for visit, spell in zip(visits, spells, strict=True):
         scale = reference_s / visit.reference_s
         whole = Whole(calm_s(visit.whole_s) * scale, spell)
         taken.setdefault(visit.network, []).append((visit, _calm_steps_s(visit.times_s) * scale, whole))

@@ -159,7 +159,7 @@ class Committee:
         for _ in range(2):
             scale, overhead_s = _whole_from_sum(predicted, sums, measured)
             errors = np.log(measured / (scale * predicted + overhead_s))
-            slower = spell @ _slopes(spell, errors, np.ones(len(errors)))
+            slower = spell @ _slopes(spell, errors, np.ones(len(errors)), np.zeros(len(errors), dtype=int))
             measured, errors = measured * np.exp(-slower), errors - slower
         return cls(
             tuple(predictors),
@@ -422,9 +422,10 @@ def _fit_families(tables: Mapping[str, _Table], seed: int, rounds: int) -> dict[
             return dict(zip(names, pool.map(made, names), strict=True))
 
         unseen = each(lambda name: _cross_fitted(tables[name], tasks[name], seed, rounds // 3))
+        tasks = {name: task.in_usual_spell(tables[name], unseen[name]) for name, task in tasks.items()}
         if any(table.runs_ago.any() for table in tables.values()):
             tasks = _as_of_latest(tables, tasks, unseen)
-        families = each(lambda name: _fit_family(tables[name], tasks[name], unseen[name], seed, rounds))
+        families = each(lambda name: _fit_family(tables[name], tasks[name], seed, rounds))
     return {name: families[name] for name in tables}
 
 
@@ -496,13 +497,17 @@ EARLIER = 0.5
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What trees have to say of a family: the ``target``, logs of times over those by overhead and level."""
+    """What trees have to say of a family: the ``target``, logs of times over those by overhead and level.
+
+    Times are those in the usual spell, as far as ``spell_slopes`` tell.
+    """
 
     overhead_s: float
     level: float
     memory_level: float
     target: np.ndarray
     weight: np.ndarray
+    spell_slopes: np.ndarray
 
     @classmethod
     def of(cls, table: _Table, part: _Part, usual: float) -> _Task:
@@ -520,7 +525,12 @@ class _Task:
         middle = _weighted_median(target, weight) if weight.any() else 0.0
         middle *= len(target) / (len(target) + BELIEF)
         overhead_s = part.overhead_s * float(np.exp(middle))
-        return cls(overhead_s, level + middle, part.memory_level, target - middle, weight)
+        return cls(overhead_s, level + middle, part.memory_level, target - middle, weight, np.zeros(2))
+
+    def in_usual_spell(self, table: _Table, unseen: np.ndarray) -> _Task:
+        """The task without what spells did, as far as their slopes tell: of what ``unseen`` left over."""
+        slopes = _slopes(table.spell, self.target - unseen, self.weight, table.runs_ago)
+        return replace(self, target=self.target - table.spell @ slopes, spell_slopes=slopes)
 
 
 def _as_of_latest(
@@ -552,13 +562,10 @@ def _as_of_latest(
     }
 
 
-def _fit_family(table: _Table, task: _Task, unseen: np.ndarray, seed: int, rounds: int) -> Family:
-    target, weight = task.target, task.weight
-    slopes = _slopes(table.spell, target - unseen, weight)
-    left = target - table.spell @ slopes
+def _fit_family(table: _Table, task: _Task, seed: int, rounds: int) -> Family:
     # Where runs differ in more than the mean, a tree can say so.
     x = np.column_stack([table.x, table.runs_ago]) if table.runs_ago.any() else table.x
-    trees = _as_arrays(_boosted(x, left, weight, seed, rounds))
+    trees = _as_arrays(_boosted(x, task.target, task.weight, seed, rounds))
     limits = table.x.min(axis=0).tolist(), table.x.max(axis=0).tolist()
     return Family(
         task.overhead_s,
@@ -568,7 +575,7 @@ def _fit_family(table: _Table, task: _Task, unseen: np.ndarray, seed: int, round
         table.names,
         *limits,
         _at_zero(trees, len(table.names)),
-        tuple(slopes.tolist()),
+        tuple(task.spell_slopes.tolist()),
         task.memory_level,
     )
 
@@ -600,12 +607,12 @@ def _cross_fitted(table: _Table, task: _Task, seed: int, rounds: int) -> np.ndar
     return said
 
 
-def _slopes(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _slopes(spell: np.ndarray, error: np.ndarray, weight: np.ndarray, runs_ago: np.ndarray) -> np.ndarray:
     """How much more, or less, than the reference operators slow in a spell: slopes of log errors in its logs.
 
-    Large errors do not count, and few spells tell little: slopes are drawn towards zero as by
-    :data:`DOUBT` of them. Within -1, where operators do not slow at all (max-pooling, which waits for its own
-    branches), and 2.
+    That is within runs: between them more may change than how noisy the machine is. Large errors do not
+    count, and few spells tell little: slopes are drawn towards zero as by :data:`DOUBT` of them. Within -1,
+    where operators do not slow at all (max-pooling, which waits for its own branches), and 2.
     """
     from scipy.optimize import lsq_linear
 
@@ -614,11 +621,18 @@ def _slopes(spell: np.ndarray, error: np.ndarray, weight: np.ndarray) -> np.ndar
         return np.zeros(2)
     w = weight[chosen] / weight[chosen].mean()
     root = np.sqrt(w)[:, None]
-    x = root * (spell[chosen] - np.average(spell[chosen], axis=0, weights=w))
-    y = root[:, 0] * (error[chosen] - np.average(error[chosen], weights=w))
-    doubt = np.sqrt(DOUBT) * SPELL * np.eye(2)
-    found = lsq_linear(np.concatenate([x, doubt]), np.concatenate([y, np.zeros(2)]), bounds=(-1.0, 2.0))
-    return np.asarray(found.x)
+    rows = root * _within(np.column_stack([spell, error])[chosen], w, runs_ago[chosen])
+    doubt = np.sqrt(DOUBT) * SPELL * np.eye(2, 3)
+    rows = np.concatenate([rows, doubt])
+    return np.asarray(lsq_linear(rows[:, :2], rows[:, 2], bounds=(-1.0, 2.0)).x)
+
+
+def _within(values: np.ndarray, weight: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Columns of values less their weighted means in each group of rows."""
+    own = np.unique(group, return_inverse=True)[1]
+    total = np.bincount(own, weight)
+    means = np.stack([np.bincount(own, weight * column) / total for column in values.T], axis=1)
+    return np.asarray(values - means[own])
 
 
 SPELL = 0.1

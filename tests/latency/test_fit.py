@@ -401,6 +401,40 @@ def test_what_neighbours_slow_more_or_less_than_the_reference_is_told_from_the_s
     assert validation.median_error_percent < 4
 
 
+@pytest.mark.parametrize("apart", [0.2, 1.0])
+def test_a_run_in_a_noisy_hour_is_one_long_spell_unless_it_found_another_machine(apart: float) -> None:
+    # In the latest run the reference is slower throughout, by a fifth or e times; in both, a spell slows
+    # operators by the reference's factor to the power of 1.5. The fifth is noise: what is predicted lies in
+    # the middle of both runs. After e times, it is of the latest run, whose own spells are all there are.
+    device, random, slope = Simulated(), np.random.default_rng(4), 0.5
+    visits, spells = [], []
+    for k in range(120):
+        latest = k % 2
+        spell = random.uniform(0.0, 0.3)
+        noise = spell + (apart if latest and apart < 0.25 else 0.0)
+        visit = quiet_visit(device, k, chain(k))
+        slower = np.exp((1 + slope) * noise + (0.0 if apart < 0.25 else apart * latest))
+        reference_s = 1e-3 * np.exp(spell + apart * latest)
+        times = tuple((t[0] * slower,) for t in visit.times_s)
+        whole_s = (visit.whole_s[0] * slower,)
+        visits.append(
+            dataclasses.replace(
+                visit, run=latest, times_s=times, whole_s=whole_s, references_s=(reference_s,)
+            )
+        )
+        spells.append((latest, spell))
+    model, _ = fit(roofs_of(device), visits)
+    latest_spells = [s for is_latest, s in spells if is_latest]
+    calm = np.quantile(latest_spells, 0.25) + apart
+    usual = np.mean(latest_spells)
+    if apart < 0.25:
+        usual = (usual + apart + np.mean([s for is_latest, s in spells if not is_latest])) / 2
+    expected = np.exp(calm + slope * usual)
+    assert np.median(np.abs((1 + np.array(errors(model, device))) / expected - 1)) < 0.04
+    other = np.exp(calm + slope * (np.mean(latest_spells) + (apart if apart < 0.25 else -apart / 2)))
+    assert abs(other / expected - 1) > 0.045  # what the other reading would predict is told apart
+
+
 # --- runs
 
 
