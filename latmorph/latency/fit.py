@@ -281,9 +281,9 @@ def _whole_from_sum(predicted: np.ndarray, sums: np.ndarray, whole: np.ndarray) 
     """The factor and the constant that take predicted sums of operators to whole passes.
 
     The constant, what a pass costs beside its operators, is that of a line through the measured ``sums`` and
-    ``whole`` times, in relative error, where large errors count by their size, not by its square. The
-    factor is a median, in which a network counts by the root of its time: those of many operators, or of
-    large ones, tell best what a sum lacks.
+    ``whole`` times, in relative error, where large errors count by their size, not by its square; less than
+    the clock resolves is none. The factor is a median, in which a network counts by the root of its time:
+    those of many operators, or of large ones, tell best what a sum lacks.
     """
     from scipy.optimize import nnls
 
@@ -293,6 +293,7 @@ def _whole_from_sum(predicted: np.ndarray, sums: np.ndarray, whole: np.ndarray) 
         line, _ = nnls(design * weight[:, None], weight)
         weight = _of_size(design @ line - 1)
     constant = min(float(line[1]), _largest_constant(whole))
+    constant = constant if constant >= CLOCK_S else 0.0
     return _weighted_median((whole - constant) / predicted, np.sqrt(whole)), constant
 
 
