@@ -66,11 +66,12 @@ class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[LatencyModel, Validation]:
     """Fit a latency model to the visits of one profiling run or of several.
 
-    It is of the machine as the latest run found it: earlier runs tell how an operator's time goes with its
-    shape, the latest how long it takes by now. Visits to another device tell of shapes as well; where
-    networks held out are predicted better without them, they are left aside. The errors, the interval, and
-    the step from sums of operators to whole networks come from the :class:`Committee`, whose predictions are
-    of networks that it has not seen. The model handed out is fitted on all.
+    It is of the machine as the latest run found it, and as noisy as all runs found it in the mean: earlier
+    runs tell how an operator's time goes with its shape, the latest how long it takes by now. Visits to
+    another device tell of shapes as well; where networks held out are predicted better without them, they are
+    left aside. The errors, the interval, and the step from sums of operators to whole networks come from the
+    :class:`Committee`, whose predictions are of networks that it has not seen. The model handed out is fitted
+    on all.
 
     Raises ProfileError when there are too few networks to hold any out.
     """
