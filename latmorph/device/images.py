@@ -116,7 +116,7 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """VGG, AlexNet: plain wide convolutions with bias, large resolutions, large linear layers."""
     limit = draw.a_block(limit)
     act = draw.name(ACTIVATIONS)
-    if draw.chance(0.35):
+    if draw.whole(0.35):
         net = NetworkBuilder((1, 3, *[draw.image((224, 224, 160, 112, 64))] * 2), dtype)
         x = -1
         width = draw.width(24, 72)
@@ -127,21 +127,22 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         net = NetworkBuilder((batch, width, size, size), dtype)
         x = net.activation(-1, act, inplace=False)
     normed, bias = draw.chance(0.2), draw.chance(0.85)
-    for layer in range(6):
+    for layer in range(14 if draw.deep else 6):
         if layer and net.flops > limit:
             break
-        stride = 2 if net.shape(x)[2] >= 4 and draw.chance(0.15) else 1
+        size = net.shape(x)[2]
+        halves = draw.chance(0.8 if size > 56 else 0.5) and draw.halved(size)
+        stride = 2 if halves and draw.chance(0.3) else 1
         kernel = draw.one((3, 3, 3, 3, 5, 7)) if net.shape(x)[1] < 128 else draw.one((3,) * 9 + (5,))
         dilation = 2 if stride == 1 and draw.chance(0.1) else 1
         x = net.conv(x, width, kernel, stride, bias=bias, dilation=dilation)
         x = net.activation(net.batch_norm(x) if normed else x, act)
-        if draw.chance(0.35) and net.shape(x)[2] >= 4:
-            x = net.pool(x, "max_pool2d", 2, 2)
-            width = draw.width(width, min(2 * width + 8, max(width, 1280 if net.shape(x)[2] < 9 else 544)))
-    if draw.chance(0.4):
-        hidden = draw.width(256, 4352)
-        x = net.flatten(net.global_pool(x, draw.one((1, 2, 4, 7))))
-        x = net.activation(net.linear(x, hidden), act)
+        if halves:
+            x = x if stride > 1 else net.pool(x, "max_pool2d", 2, 2)
+            width = draw.wider(width, 544)
+    if draw.chance(0.8 if draw.deep else 0.4):
+        x = net.flatten(net.global_pool(x, draw.one((6, 7, 7) if draw.deep else (1, 2, 4, 7))))
+        x = net.activation(net.linear(x, draw.width(256, 4352)), act)
         x = net.layout(x, "dropout", net.shape(x), p=0.5, train=False)
         x = net.activation(net.linear(x, draw.width(256, 4352)), act)
         net.linear(x, draw.one((10, 1000)))
