@@ -80,7 +80,7 @@ class Draw:
         return self.width(max(8, least), max(8, least, min(widest, 2 * width + 16)))
 
     def a_block(self, limit: float) -> float:
-        """FLOPs of a single block or layer at most: few large ones are worth as much as many small ones."""
+        """FLOPs at most of a single block, or of a few large layers: worth as much as many small ones."""
         return limit if self.deep else 4 * limit
 
     def halved(self, size: int) -> bool:

@@ -222,8 +222,8 @@ class Schedule(Protocol):
         """The steps of a network."""
         ...
 
-    def scratch_bytes(self, network: int) -> int:
-        """Memory to read before each of its passes."""
+    def scratch_bytes(self, network: int, steps: Sequence[Step]) -> int:
+        """Memory to read before each of its passes, by its number and its steps."""
         ...
 
 
@@ -273,13 +273,13 @@ class Plan:
         seed = self.seed * 1_000_003 + network % CHOSEN
         return sample_network(seed, largest_flops=self.largest_flops, dtype=self.dtype)
 
-    def scratch_bytes(self, network: int) -> int:
+    def scratch_bytes(self, network: int, steps: Sequence[Step]) -> int:
         """Memory to read before each pass: none for a fifth of the networks, else 1 MiB to 128 MiB.
 
         A network of ``focus`` or of at least :data:`WHOLE` operators is a whole one, and finds the caches as
         its own last pass left them.
         """
-        if network < 0 or len(self.steps(network)) >= WHOLE:
+        if network < 0 or len(steps) >= WHOLE:
             return 0
         random = np.random.default_rng((self.seed, network % CHOSEN, 1))
         return 0 if random.random() < 0.2 else int(2 ** random.uniform(20, 27))
@@ -385,7 +385,8 @@ def collect(
         if job not in done:
             began = time.perf_counter()
             network, visit = job
-            taken = visitor(network, visit, plan.steps(network), plan.scratch_bytes(network), rule)
+            steps = plan.steps(network)
+            taken = visitor(network, visit, steps, plan.scratch_bytes(network, steps), rule)
             journal.add(replace(taken, run=run), time.perf_counter() - began)
             if progress is not None:
                 progress(min(1.0, spent / budget_s), f"{len(journal.visits)} network visits")

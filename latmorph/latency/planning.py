@@ -48,9 +48,9 @@ class AdaptivePlan:
         """The steps of a network of the plan."""
         return self.plan.steps(network)
 
-    def scratch_bytes(self, network: int) -> int:
+    def scratch_bytes(self, network: int, steps: Sequence[Step]) -> int:
         """Memory to read before each pass."""
-        return self.plan.scratch_bytes(network)
+        return self.plan.scratch_bytes(network, steps)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         seen = {v.network for v in self.journal.visits}
@@ -82,7 +82,9 @@ class AdaptivePlan:
         if committee is None:
             return [CHOSEN + n for n in pool[:count]]
         doubt = {}
-        for n, specs in zip(pool, self.lower([self.plan.steps(n) for n in pool]), strict=True):
-            doubt[n] = committee.disagreement(specs, footprint_bytes(specs) + self.plan.scratch_bytes(n))
+        networks = [self.plan.steps(n) for n in pool]
+        for n, steps, specs in zip(pool, networks, self.lower(networks), strict=True):
+            footprint = footprint_bytes(specs) + self.plan.scratch_bytes(n, steps)
+            doubt[n] = committee.disagreement(specs, footprint)
         most = sorted(doubt, key=lambda n: (-doubt[n], n))[:count]
         return [CHOSEN + n for n in most]

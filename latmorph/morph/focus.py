@@ -57,7 +57,7 @@ class _Variants:
     def steps(self, network: int) -> tuple[Step, ...]:
         return variant(self.graph, self.first - network, seed=self.seed)
 
-    def scratch_bytes(self, network: int) -> int:
+    def scratch_bytes(self, network: int, steps: Sequence[Step]) -> int:
         return 0  # a whole network finds the caches as its own last pass left them
 
 

@@ -339,7 +339,8 @@ def test_a_network_that_was_chosen_is_the_one_that_would_have_been_drawn() -> No
     plan = Plan(2, SMALL)
     for network in (0, 7, 4321):
         assert plan.steps(CHOSEN + network) == plan.steps(network)
-        assert plan.scratch_bytes(CHOSEN + network) == plan.scratch_bytes(network)
+        steps = plan.steps(network)
+        assert plan.scratch_bytes(CHOSEN + network, steps) == plan.scratch_bytes(network, steps)
 
 
 def test_sampled_networks_follow_the_plans_seed() -> None:
@@ -359,10 +360,11 @@ def test_sampled_networks_have_the_plans_dtype() -> None:
 
 def test_a_fifth_of_sampled_networks_and_all_whole_ones_find_the_caches_as_they_left_them() -> None:
     plan = Plan(0, 5e8, focus=(chain(),) * 30)
-    assert all(plan.scratch_bytes(-1 - i) == 0 for i in range(30))
-    long = [len(plan.steps(n)) >= 100 for n in range(400)]
-    scratch = [plan.scratch_bytes(n) for n in range(400)]
-    assert scratch == [Plan(0, 5e8).scratch_bytes(n) for n in range(400)]
+    assert all(plan.scratch_bytes(-1 - i, plan.steps(-1 - i)) == 0 for i in range(30))
+    drawn = [(n, plan.steps(n)) for n in range(400)]
+    long = [len(steps) >= 100 for _, steps in drawn]
+    scratch = [plan.scratch_bytes(n, steps) for n, steps in drawn]
+    assert scratch == [Plan(0, 5e8).scratch_bytes(n, steps) for n, steps in drawn]
     assert all(s == 0 or 2**20 <= s <= 2**27 for s in scratch)
     assert sum(long) > 20
     assert not any(s for s, is_long in zip(scratch, long, strict=True) if is_long)

@@ -108,7 +108,8 @@ def test_doubts_are_of_networks_as_they_will_be_measured(journal: Journal, commi
     plan = adaptive(journal)
     play(plan, 16)
     assert len(committee.footprints) == CANDIDATES * 4
-    assert committee.footprints == {n: plan.plan.scratch_bytes(CHOSEN + n) for n in committee.footprints}
+    scratch = {n: plan.plan.scratch_bytes(CHOSEN + n, plan.steps(n)) for n in committee.footprints}
+    assert committee.footprints == scratch
 
 
 def test_no_network_is_measured_twice_and_rounds_grow(journal: Journal, committee: Planted) -> None:
