@@ -93,6 +93,9 @@ class Elementwise(KernelHandler):
         ("microsoft", "Gelu QuickGelu FastGelu BiasGelu BiasAdd"),
     )
 
+    def features(self, spec: OpSpec) -> dict[str, Scalar]:
+        return ops.broadcast_features(spec)
+
 
 class Conv(KernelHandler):
     """``X (N, C, *size)``, ``W (O, C / groups, *kernel)``, ``B (O)``, ``Sum`` and output ``(N, O, *size)``.

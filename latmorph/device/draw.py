@@ -104,7 +104,7 @@ class Draw:
         """Batch, resolution and input width of a place in a network."""
         sides = (128, 112, 64, 56, 56, 28, 28, 28, 14, 14, 14, 7, 7, 32, 16, 8, 4, 35, 17, 20, 10, 40, 80)
         size = self.one((56, 56, 35, 32, 28)) if self.deep else self.side(sides)
-        widest = up_to(size, ((20, 1280), (39, 512), (70, 256), (128, 96)))
+        widest = up_to(size, ((9, 2048), (20, 1280), (39, 512), (70, 256), (128, 96)))
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:
             size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))

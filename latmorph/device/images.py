@@ -76,8 +76,9 @@ def head(net: NetworkBuilder, draw: Draw, x: int) -> NetworkBuilder:
 
 
 def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
-    """MobileNetV2 and V3, EfficientNet: inverted residuals, sometimes with squeeze and excite."""
+    """MobileNet, Xception, EfficientNet: separable convolutions, or inverted residuals, some with gates."""
     act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
+    separable = draw.chance(0.25)
     if draw.whole(0.3):
         net = NetworkBuilder((1, 3, *[draw.image((256, 224, 160, 96))] * 2), dtype)
         x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
@@ -86,16 +87,20 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             x = net.batch_norm(net.conv(x, draw.width(8, 32), 1))
     else:
         batch, size, width = draw.stage()
-        net = NetworkBuilder((batch, max(8, width // 3), size, size), dtype)
+        net = NetworkBuilder((batch, width if separable else max(8, width // 3), size, size), dtype)
         x = net.activation(-1, "relu", inplace=False)
     excite, by_mean = draw.chance(0.3), draw.chance(0.5)
     for block in draw.blocks(8):
         if block and net.flops > limit / 2:
             break
         width = net.shape(x)[1]
-        inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
         changes = draw.begins_stage(0.4, net.shape(x)[2])
         stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
+        if separable:
+            x = norm_act(net, net.conv(x, width, draw.one((3, 3, 3, 5)), stride, width), act)
+            x = norm_act(net, net.conv(x, draw.wider(width, 2048) if changes else width, 1), act)
+            continue
+        inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
         out = draw.wider(width, 640) if changes else width
         y = norm_act(net, net.conv(x, inner, 1), act)
         y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 3, 3, 5, 5, 7)), stride, inner), act)
@@ -104,7 +109,8 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             s = net.activation(net.conv(s, max(4, inner // draw.one((4, 16, 24))), 1, bias=True), act)
             s = net.conv(s, inner, 1, bias=True)
             gate = "hardsigmoid" if act == "hardswish" else "sigmoid"
-            y = net.binary("mul", y, net.activation(s, gate, inplace=False))
+            s = net.activation(s, gate, inplace=False)
+            y = net.binary("mul", y, s) if by_mean else net.binary("mul", s, y)
         y = net.batch_norm(net.conv(y, out, 1))
         x = y if changes else net.binary("add", x, y)
     if draw.chance(0.3):
@@ -142,7 +148,7 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             width = draw.wider(width, 544)
     if draw.chance(0.8 if draw.deep else 0.4):
         x = net.flatten(net.global_pool(x, draw.one((6, 7, 7) if draw.deep else (1, 2, 4, 7))))
-        x = net.activation(net.linear(x, draw.width(256, 4352)), act)
+        x = net.activation(net.linear(x, draw.width(1024 if draw.deep else 256, 4352)), act)
         x = net.layout(x, "dropout", net.shape(x), p=0.5, train=False)
         x = net.activation(net.linear(x, draw.width(256, 4352)), act)
         net.linear(x, draw.one((10, 1000)))
@@ -175,7 +181,7 @@ def branches(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = unit(y, draw.width(64, 160))
             x = net.cat([x, net.conv(y, draw.width(12, 64), 3)])
             continue
-        narrow = max(8, width // 8)
+        narrow = min(max(8, width // 8), 160)
         branches = [unit(x, draw.width(narrow, 384)), unit(x, draw.width(narrow, 256))]
         branches[1] = unit(branches[1], draw.width(narrow, 384), 3)
         if draw.chance(0.7):
@@ -284,7 +290,8 @@ def _along(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) ->
         flat = net.batch_norm(net.reshape(y, (n * tokens[1], out)))
         return net.reshape(flat, (n, tokens[1], out))
 
-    y = net.transpose(net.reshape(x, (n, width, tokens[1])), 1, 2)
+    # Batch norm at rest keeps sums as large as they are: a real one makes them of size one, as this one does.
+    y = net.layer_norm(net.transpose(net.reshape(x, (n, width, tokens[1])), 1, 2))
     for layer in range(draw.one((1, 2, 3))):
         if layer and net.flops > limit:
             break
@@ -292,7 +299,6 @@ def _along(net: NetworkBuilder, draw: Draw, x: int, heads: int, limit: float) ->
         z = net.reshape(dense(y, heads * each), (n, tokens[1], heads, each))
         q, k, v = net.split(z, (narrow, narrow, wide), 3)
         q, k, v = net.permute(q, (0, 2, 1, 3)), net.permute(k, (0, 2, 3, 1)), net.permute(v, (0, 2, 1, 3))
-        # Batch norm at rest keeps sums as large as they are: a real one makes them of size one.
         a = net.scalar("mul", net.matmul(q, k), 0.1 * narrow**-0.5)
         a = net.softmax(net.binary("add", a, net.distance_bias(tokens[1], heads, tokens[1])))
         z = net.reshape(net.transpose(net.matmul(a, v), 1, 2), (n, tokens[1], heads * wide), copies=True)

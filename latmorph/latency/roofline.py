@@ -212,7 +212,9 @@ def features(spec: OpSpec, variants: int, place: Place) -> tuple[list[str], np.n
     handler = ops.handler_of(spec.kind)
     width_in, width_out = handler.widths(spec)
     parameters = spec.parameter_bytes
-    read = (1, 1, *(spec.inputs[0].shape if spec.inputs else ()))
+    given = [t for t in spec.inputs if not t.parameter] or spec.inputs
+    largest = max(given, key=lambda t: np.max(t.numel)) if len(given) > 1 else (*given, spec.out)[0]
+    read = (1, 1, *largest.shape)
     sizes: dict[str, Scalar] = {
         "flops": handler.flops(spec),
         "bytes": handler.bytes(spec),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latmorph.ops import moves, norms, pointwise, products, spatial
-from latmorph.ops.base import AxisLabels, Handler, freeze_everything, prod
+from latmorph.ops.base import AxisLabels, Handler, broadcast_features, freeze_everything, prod
 from latmorph.ops.moves import reshape_labels
 from latmorph.ops.pointwise import Elementwise
 from latmorph.opspec import OpSpec, Scalar
@@ -21,6 +21,7 @@ __all__ = [
     "AxisLabels",
     "Elementwise",
     "Handler",
+    "broadcast_features",
     "by_aten",
     "byte_count",
     "fitted",

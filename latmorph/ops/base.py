@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -42,6 +43,39 @@ def prod(sizes: Sequence[Scalar]) -> Scalar:
     for size in sizes:
         result = result * size
     return result
+
+
+def broadcast_features(spec: OpSpec) -> dict[str, Scalar]:
+    """What an operator on operands that are stretched to one shape may depend on, whatever their order.
+
+    Such operators go ``run`` by run: as many elements side by side as all operands go along with, or
+    ``stretched`` says, some stand still for. So a picture times a number for each channel goes by pixels.
+    """
+    rank = len(spec.out.shape)
+
+    def stands(tensor: TensorSpec, axis: int) -> bool:
+        own = axis - rank + len(tensor.shape)
+        return own < 0 or _is_one(tensor.shape[own])
+
+    run: Scalar = 1
+    standing: tuple[bool, ...] | None = None
+    for axis in reversed(range(rank)):
+        if _is_one(spec.out.shape[axis]):
+            continue
+        here = tuple(stands(t, axis) for t in spec.inputs)
+        if standing not in (None, here):
+            break
+        standing, run = here, run * spec.out.shape[axis]
+    return {
+        "operands": len(spec.inputs),
+        "numel_least": reduce(np.minimum, [t.numel for t in spec.inputs]),
+        "run": run,
+        "stretched": int(any(standing or ())),
+    }
+
+
+def _is_one(size: Scalar) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 class Handler:

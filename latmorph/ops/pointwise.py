@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from latmorph.ops.base import AxisLabels, Handler, Labels, freeze_everything, pass_axes
+from latmorph.ops.base import AxisLabels, Handler, Labels, broadcast_features, freeze_everything, pass_axes
 from latmorph.opspec import OpSpec, Scalar
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ class Binary(Handler):
     adds = frozenset({"add", *sums} - {"rsub"})
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
-        smallest = spec.inputs[-1].numel
-        return {"operands": len(spec.inputs), "numel_last": smallest}
+        return broadcast_features(spec)
 
     def keeps_zero(self, spec: OpSpec) -> bool:
         if spec.kind in ("mul", "multiply", "copy_") or spec.kind in self.divides:

@@ -268,6 +268,37 @@ def test_the_share_of_a_block_that_channels_use(width: int, used: float) -> None
     assert table[0, names.index("in_used")] == pytest.approx(used)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "run", "stretched", "least"),
+    [
+        (((1, 5, 7, 9), (1, 5, 7, 9)), 315, 0, 315),
+        (((1, 5, 7, 9), (1, 5, 1, 1)), 63, 1, 5),
+        (((2, 5, 7, 9), (7, 9)), 63, 0, 63),
+        (((2, 5, 7, 9), (2, 1, 7, 9)), 63, 0, 126),
+        (((2, 5, 7, 9), (9,)), 9, 0, 9),
+        (((2, 5, 7, 1), (7, 1)), 7, 0, 7),
+        (((4, 6), ()), 24, 1, 1),
+    ],
+)
+def test_a_broadcast_goes_by_runs_whichever_operand_comes_first(
+    shapes: tuple[tuple[int, ...], ...], run: int, stretched: int, least: int
+) -> None:
+    def row(kind: str, *shapes: tuple[int, ...]) -> dict[str, float]:
+        inputs = tuple(TensorSpec(name, shape) for name, shape in zip("ab", shapes, strict=True))
+        names, table = features(
+            OpSpec(kind, inputs, (TensorSpec("out", np.broadcast_shapes(*shapes)),)), 1, Place(0)
+        )
+        return dict(zip(names, table[0].tolist(), strict=True))
+
+    for kind in ("mul", "onnx.Mul"):
+        found = row(kind, *shapes)
+        expected = {"run": run, "stretched": stretched, "numel_least": least}
+        assert {k: found[k] for k in expected} == pytest.approx(
+            {k: math.log2(1 + v) for k, v in expected.items()}
+        )
+        assert row(kind, *reversed(shapes)) == found
+
+
 def test_an_in_place_operator_can_be_told_from_one_that_writes_anew() -> None:
     net = NetworkBuilder((1, 3, 4, 4))
     net.activation(-1, "relu", inplace=True)
