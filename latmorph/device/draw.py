@@ -28,7 +28,8 @@ class Draw:
     """Random choices that resemble designed networks, and those off the beaten track.
 
     Two networks in five are ``designed``: all their widths are multiples of one step, or of 16 where narrow.
-    Kernels are fastest where widths on both sides are, which is rare where each is drawn alone.
+    Kernels are fastest where widths on both sides are, which is rare where each is drawn alone. One in five
+    is ``pruned``: all its widths are any, as channels are left by shrinking.
     One in three is ``deep``: of as many operators as real ones, which run faster far into a pass. These start
     at pictures, and their stages are many blocks long: a network cannot be halved often.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
@@ -38,6 +39,7 @@ class Draw:
         self.random = np.random.default_rng(seed)
         self.reach = reach
         self.designed = self.chance(0.4)
+        self.pruned = not self.designed and self.chance(1 / 3)
         self.step = self.one(STEPS)
         self.deep = self.chance(1 / 3)
 
@@ -55,7 +57,7 @@ class Draw:
         value = self.log_uniform(low, high)
         if self.designed:
             return _multiple(value, self.step)
-        if self.chance(0.4):
+        if self.pruned or self.chance(0.4):
             return max(1, round(value))
         return _multiple(value, self.one(STEPS)) + (self.one((-1, 1)) if self.chance(0.3) else 0)
 
