@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latmorph import ops
-from latmorph.ops import Handler, prod
+from latmorph.ops import Handler, is_one, prod
 from latmorph.opspec import OpSpec, Scalar
 
 DOMAINS = {"": "onnx", "ai.onnx": "onnx", "com.microsoft": "microsoft", "com.microsoft.nchwc": "nchwc"}
@@ -368,7 +368,7 @@ class Transpose(KernelHandler):
         shape = spec["X"].shape
         perm = spec.attr("perm", tuple(range(len(shape)))[::-1])
         # Axes of size one move nothing.
-        perm = [a for a in perm if not (isinstance(shape[a], int) and shape[a] == 1)]
+        perm = [a for a in perm if not is_one(shape[a])]
         kept = [a for a, b in zip(reversed(perm), sorted(perm, reverse=True), strict=True)]
         moved = [a != b for a, b in zip(reversed(perm), sorted(perm, reverse=True), strict=True)]
         run = kept[: moved.index(True)] if True in moved else kept

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latmorph.ops import moves, norms, pointwise, products, spatial
-from latmorph.ops.base import AxisLabels, Handler, broadcast_features, freeze_everything, prod
+from latmorph.ops.base import AxisLabels, Handler, broadcast_features, freeze_everything, is_one, prod
 from latmorph.ops.moves import reshape_labels
 from latmorph.ops.pointwise import Elementwise
 from latmorph.opspec import OpSpec, Scalar
@@ -29,6 +29,7 @@ __all__ = [
     "handler_of",
     "is_known",
     "is_layout",
+    "is_one",
     "laid_out",
     "prod",
     "register",

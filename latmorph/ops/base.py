@@ -55,12 +55,12 @@ def broadcast_features(spec: OpSpec) -> dict[str, Scalar]:
 
     def stands(tensor: TensorSpec, axis: int) -> bool:
         own = axis - rank + len(tensor.shape)
-        return own < 0 or _is_one(tensor.shape[own])
+        return own < 0 or is_one(tensor.shape[own])
 
     run: Scalar = 1
     standing: tuple[bool, ...] | None = None
     for axis in reversed(range(rank)):
-        if _is_one(spec.out.shape[axis]):
+        if is_one(spec.out.shape[axis]):
             continue
         here = tuple(stands(t, axis) for t in spec.inputs)
         if standing not in (None, here):
@@ -74,7 +74,8 @@ def broadcast_features(spec: OpSpec) -> dict[str, Scalar]:
     }
 
 
-def _is_one(size: Scalar) -> bool:
+def is_one(size: Scalar) -> bool:
+    """Whether a size is one, and not one of many widths."""
     return isinstance(size, int) and size == 1
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, prod, weights, where
+from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, is_one, prod, weights, where
 from latmorph.opspec import OpSpec, Scalar, ceil_to
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ class Convolution(Handler):
         return where(self.depthwise(spec), walked, dense)
 
     def family(self, spec: OpSpec) -> str:
-        one = isinstance(spec["weight"].shape[1], int) and spec["weight"].shape[1] == 1
         wide = spec["input"].shape[self.channel_axis(spec)]
-        if one and not (isinstance(wide, int) and wide == 1):
+        if is_one(spec["weight"].shape[1]) and not is_one(wide):
             return "depthwise" if spec.kind == "conv2d" else f"depthwise{spec.kind[-2:]}"
         if spec.kind != "conv2d":
             return spec.kind
@@ -315,7 +314,7 @@ class Einsum(Handler):
 
 def _larger(a: Scalar, b: Scalar) -> Scalar:
     """The size that two sizes broadcast to."""
-    return b if isinstance(a, int) and a == 1 else a
+    return b if is_one(a) else a
 
 
 def _indices(spec: OpSpec) -> tuple[list[list[str]], list[str]]:
