@@ -28,8 +28,8 @@ class Draw:
     """Random choices that resemble designed networks, and those off the beaten track.
 
     Two networks in five are ``designed``: all their widths are multiples of one step, or of 16 where narrow.
-    Kernels are fastest where widths on both sides are, which is rare where each is drawn alone. One in five
-    is ``pruned``: all its widths are any, as channels are left by shrinking.
+    Kernels are fastest where widths on both sides are, which is rare where each is drawn alone. Three in ten
+    are ``pruned``: all their widths are any, as channels are left by shrinking.
     One in three is ``deep``: of as many operators as real ones, which run faster far into a pass. These start
     at pictures, and their stages are many blocks long: a network cannot be halved often.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
@@ -39,7 +39,7 @@ class Draw:
         self.random = np.random.default_rng(seed)
         self.reach = reach
         self.designed = self.chance(0.4)
-        self.pruned = not self.designed and self.chance(1 / 3)
+        self.pruned = not self.designed and self.chance(0.5)
         self.step = self.one(STEPS)
         self.deep = self.chance(1 / 3)
 

@@ -17,7 +17,7 @@ ACTIVATIONS = ("relu", "relu", "relu", "relu", "silu", "gelu", "leaky_relu", "ha
 
 def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """ResNet, ResNeXt, RegNet: basic and bottleneck blocks, sometimes with the stem before them."""
-    bottleneck = draw.chance(0.5)
+    bottleneck = draw.chance(0.6)
     widest = 2048 if bottleneck else 640
     act = draw.name(ACTIVATIONS)
     if draw.whole(0.25):
@@ -31,7 +31,7 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         batch, size, width = draw.stage()
         net = NetworkBuilder((batch, min(width, widest), size, size), dtype)
         x = net.activation(-1, act, inplace=False)
-    grouped = bottleneck and draw.chance(0.5)
+    grouped = bottleneck and draw.chance(0.6)
     fixed_groups = draw.chance(0.4)
     kernel, dilation = draw.one((3, 3, 3, 3, 3, 3, 5, 7)), draw.one((1,) * 11 + (2,))
     group = draw.one((4, 4, 8, 8, 16, 16, 24, 32, 40, 48, 64, 112))
@@ -79,7 +79,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     """MobileNet, Xception, EfficientNet: separable convolutions, or inverted residuals, some with gates."""
     act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
     separable = draw.chance(0.25)
-    if draw.whole(0.3):
+    if draw.whole(0.45):
         net = NetworkBuilder((1, 3, *[draw.image((256, 224, 160, 96))] * 2), dtype)
         x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
         if draw.chance(0.5):

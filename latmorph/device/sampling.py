@@ -20,7 +20,7 @@ __all__ = ["FAMILIES", "SLOW_FLOPS", "NetworkBuilder", "sample_network", "width_
 
 FAMILIES: tuple[tuple[Callable[[Draw, float, str], NetworkBuilder], float], ...] = (
     (images.residual, 0.25),
-    (images.mobile, 0.23),
+    (images.mobile, 0.3),
     (images.plain, 0.18),
     (images.branches, 0.17),
     (sequences.transformer, 0.12),
