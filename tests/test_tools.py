@@ -77,12 +77,19 @@ def figures(
     )
 
 
-def test_errors_are_relative_to_the_median_round() -> None:
-    one = network("A", 0.011, (0.012, 0.009, 0.0095, 0.0105, 0.008, 0.020))
-    assert one.measured_s == pytest.approx(0.010)
-    assert one.error == pytest.approx(0.1)
-    assert one.takes_s == pytest.approx((0.0095, 0.0105))
-    assert one.disagreement == pytest.approx(2 / 19)
+def test_errors_are_relative_to_the_rounds_in_which_the_reference_was_calmer() -> None:
+    one = network("A", 0.0121, (0.012, 0.009, 0.010, 0.012, 0.008, 0.020))
+    slower = (1.0, 1.3, 1.1, 1.2, 1.6, 1.5)  # the first, the third and the fourth are the calmer half
+    rounds = [
+        msgspec.structs.replace(r, references_s=(1e-3 * factor, 2e-3))
+        for r, factor in zip(one.rounds, slower, strict=True)
+    ]
+    one = msgspec.structs.replace(one, rounds=tuple(rounds))
+    assert one.measured_s == pytest.approx(0.034 / 3)
+    assert one.error == pytest.approx(0.0121 * 3 / 0.034 - 1)
+    # Of the first three rounds the first and the third, of the last the fourth and the sixth.
+    assert one.takes_s == pytest.approx((0.011, 0.016))
+    assert one.disagreement == pytest.approx(5 / 11)
 
 
 def test_statistics_by_hand() -> None:
@@ -152,8 +159,9 @@ def removals(*changes: tuple[float, float, float]) -> list[Network]:
 
 
 def test_signs_are_asked_of_large_effects_only() -> None:
-    found = effects(removals((-0.1, -0.2, -0.2), (-0.1, 0.05, 0.07), (0.1, -0.02, -0.02), (0.1, 0.03, -0.01)))
-    assert found.measured == pytest.approx([-0.2, 0.06, -0.02, 0.01])
+    found = effects(removals((-0.1, -0.2, -0.2), (-0.1, 0.05, 0.07), (0.1, -0.02, -0.02), (0.1, 0.02, -0.01)))
+    # Of two rounds with one reference the first counts.
+    assert found.measured == pytest.approx([-0.2, 0.05, -0.02, 0.02])
     assert found.large.tolist() == [True, True, False, False]
     assert found.sign_right == pytest.approx(1 / 2)
     assert found.sign_repeats == pytest.approx(1.0)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from latmorph.device.timing import in_calm_s
+from latmorph.device.timing import calm_s, in_calm_s
 from latmorph.files import write_whole
 from latmorph.report.tables import time_text
 
@@ -45,6 +45,17 @@ class Round(msgspec.Struct, frozen=True):
         )
 
 
+def on_calm_s(rounds: Sequence[Round]) -> float:
+    """What a network takes on the calm machine, in seconds: the mean over the calmer half of its rounds.
+
+    Calmer by the reference, not by the network. In a noisy round a small network slows by about twice as much
+    as the reference, so that dividing by it is not enough.
+    """
+    order = np.argsort([calm_s(r.references_s) for r in rounds], kind="stable")
+    calmer = order[: (len(rounds) + 1) // 2]
+    return float(np.mean([rounds[i].time_s for i in calmer.tolist()]))
+
+
 class Network(msgspec.Struct, frozen=True):
     """One network, predicted and measured.
 
@@ -64,20 +75,15 @@ class Network(msgspec.Struct, frozen=True):
     shrunk: dict[str, int] = {}
 
     @property
-    def rounds_s(self) -> list[float]:
-        """The calm time that each round found."""
-        return [r.time_s for r in self.rounds]
-
-    @property
     def takes_s(self) -> tuple[float, float]:
         """What one half of the rounds measures, and the other, minutes later."""
         half = len(self.rounds) // 2
-        return float(np.median(self.rounds_s[:half])), float(np.median(self.rounds_s[half:]))
+        return on_calm_s(self.rounds[:half]), on_calm_s(self.rounds[half:])
 
     @property
     def measured_s(self) -> float:
-        """The median of all rounds: a process finds memory that is better or worse than most find."""
-        return float(np.median(self.rounds_s))
+        """What all rounds measure."""
+        return on_calm_s(self.rounds)
 
     @property
     def error(self) -> float:
@@ -580,7 +586,8 @@ own, forked from one that has imported the zoos and run nothing (`latmorph/devic
 profiles. There it is built, runs until it has settled, then three times timed, with a fixed reference
 operator, settled itself, before and after each. A round's time is the mean of the calmer half of its
 samples, taken to the calm machine by how much the reference was slower than on it
-(`latmorph/device/timing.py`); "measured" is the median of a network's rounds.
+(`latmorph/device/timing.py`); "measured" is the mean of the calmer half of a network's rounds, calmer by
+the reference: in noise small networks slow by about twice as much as it does.
 **Repeatability** is the second take, made of the later half of the rounds in the same way, against the
 first, made of the earlier: the same networks, the same method, minutes apart. Pictures are noise with the
 spectrum of a photograph: how long max-pooling takes depends on what it reads. On Linux, the allocator keeps
@@ -588,8 +595,7 @@ freed memory (`keep_freed_memory` in `latmorph/device/backend.py`), in profiles 
 
 **Profiles.** The time given with a profile is that of all its runs of `latmorph profile`, which may be days
 apart. Earlier runs tell how times go with shapes, the latest how long operators take by now: machines change
-from hour to hour, by other factors for other kinds of operators. How noisy the machine mostly is, all runs
-tell. A name that ends in `5min` is of one run that started from nothing (`--fresh`), one in `borrowed` of one
+from hour to hour, by other factors for other kinds of operators. What calm is, all runs tell. A name that ends in `5min` is of one run that started from nothing (`--fresh`), one in `borrowed` of one
 that took the shapes from another device's profile, as a first run on a machine does that no profile is of.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half

@@ -89,6 +89,10 @@ class Draw:
         """Whether a picture of a size is there to be halved: most networks end at 7 pixels a side."""
         return size >= (4 if self.chance(0.2) else 13)
 
+    def stride(self, changes: bool, size: int) -> int:
+        """The stride of a block: two in most of those that begin a stage."""
+        return 2 if changes and self.halved(size) and self.chance(0.6) else 1
+
     def log_uniform(self, low: float, high: float) -> float:
         return float(np.exp(self.random.uniform(np.log(low), np.log(high))))
 

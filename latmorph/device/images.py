@@ -41,7 +41,7 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         width = net.shape(x)[1]
         expands = bottleneck and block == 0
         changes = draw.begins_stage(0.4, net.shape(x)[2]) or expands
-        stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
+        stride = draw.stride(changes, net.shape(x)[2])
         out = draw.wider(2 * width if expands and draw.deep else width, widest) if changes else width
         y = x
         if bottleneck:
@@ -95,7 +95,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         width = net.shape(x)[1]
         changes = draw.begins_stage(0.4, net.shape(x)[2])
-        stride = 2 if changes and draw.halved(net.shape(x)[2]) and draw.chance(0.6) else 1
+        stride = draw.stride(changes, net.shape(x)[2])
         if separable:
             x = norm_act(net, net.conv(x, width, draw.one((3, 3, 3, 5)), stride, width), act)
             x = norm_act(net, net.conv(x, draw.wider(width, 2048) if changes else width, 1), act)

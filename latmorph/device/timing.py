@@ -442,12 +442,12 @@ def calm_reference_s(visits: Sequence[Visit]) -> float:
 
 
 Spell = tuple[float, float]
-"""Logs of the reference's and of the block's time over their means, every run of the device counting alike:
-above zero, neighbours slowed it more than they mostly did. So a run in a noisy hour is one long spell."""
+"""Logs of the reference's and of the block's time over those on the calm machine, every run of the device
+counting alike: above zero, neighbours slowed it. So a run in a noisy hour is one long spell."""
 
 NOISY = 0.25
-"""A run whose mean lies further than this from the latest one's, in logs, found another machine: its spells
-are over its own mean."""
+"""A run that was further than this from the latest one where calm, in logs, found another machine: its spells
+are over what was calm in it."""
 
 
 def _yardsticks(visits: Sequence[Visit]) -> np.ndarray:
@@ -459,14 +459,20 @@ def _yardsticks(visits: Sequence[Visit]) -> np.ndarray:
 def _spells(of_runs: Sequence[Sequence[Visit]]) -> list[list[Spell]]:
     """The spells of all visits of a device, by run, the latest first; zero where no block was timed."""
     logs = [_yardsticks(visits) for visits in of_runs]
-    means = np.array([np.ma.masked_invalid(own).mean(axis=0).filled(np.nan) for own in logs]).reshape(-1, 2)
-    alike = np.abs(means - means[:1]) < NOISY
-    usual = np.where(alike, means, 0.0).sum(axis=0) / np.maximum(alike.sum(axis=0), 1)
-    middles = np.where(alike, usual, means)
+    calm = np.array([_calm_logs(own) for own in logs]).reshape(-1, 2)
+    alike = np.abs(calm - calm[:1]) < NOISY
+    shared = np.where(alike, calm, 0.0).sum(axis=0) / np.maximum(alike.sum(axis=0), 1)
+    origins = np.where(alike, shared, calm)
     return [
-        [(float(r), float(b)) for r, b in np.nan_to_num(own - middle)]
-        for own, middle in zip(logs, middles, strict=True)
+        [(float(r), float(b)) for r, b in np.nan_to_num(own - origin)]
+        for own, origin in zip(logs, origins, strict=True)
     ]
+
+
+def _calm_logs(logs: np.ndarray) -> list[float]:
+    """Of a run's yardsticks, where they are calm; not a number without a block."""
+    timed = [column[np.isfinite(column)] for column in logs.T]
+    return [float(np.quantile(column, CALM)) if len(column) else np.nan for column in timed]
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[LatencyModel, Validation]:
     """Fit a latency model to the visits of one profiling run or of several.
 
-    It is of the machine as the latest run found it, and as noisy as all runs found it in the mean: earlier
-    runs tell how an operator's time goes with its shape, the latest how long it takes by now. Visits to
+    It is of the machine as the latest run found it, and as calm as a quarter of all visits did: earlier runs
+    tell how an operator's time goes with its shape, the latest how long it takes by now. Visits to
     another device tell of shapes as well; where networks held out are predicted better without them, they are
     left aside. The errors, the interval, and the step from sums of operators to whole networks come from the
     :class:`Committee`, whose predictions are of networks that it has not seen. The model handed out is fitted
@@ -99,7 +99,7 @@ class Committee:
     Networks of earlier runs were seen by all. ``held_s`` are predictions of the latest run's observations
     ``found``, in their order, each by the model that has not seen its network, in the spell that it was
     taken in; ``tables`` hold the observations of all runs by family. For ``networks``, dealt into ``folds``,
-    ``errors`` are logs of measured over predicted time of a whole pass in the usual spell: ``scale`` times
+    ``errors`` are logs of measured over predicted time of a whole pass on the calm machine: ``scale`` times
     the sum of the operators, plus ``overhead_s``. Networks with an operator that has no handler are left out.
     """
 
@@ -424,7 +424,7 @@ def _fit_families(tables: Mapping[str, _Table], seed: int, rounds: int) -> dict[
             return dict(zip(names, pool.map(made, names), strict=True))
 
         unseen = each(lambda name: _cross_fitted(tables[name], tasks[name], seed, rounds // 3))
-        tasks = {name: task.in_usual_spell(tables[name], unseen[name]) for name, task in tasks.items()}
+        tasks = {name: task.on_calm_machine(tables[name], unseen[name]) for name, task in tasks.items()}
         if any(table.runs_ago.any() for table in tables.values()):
             tasks = _as_of_latest(tables, tasks, unseen)
         families = each(lambda name: _fit_family(tables[name], tasks[name], seed, rounds))
@@ -501,7 +501,7 @@ EARLIER = 0.5
 class _Task:
     """What trees have to say of a family: the ``target``, logs of times over those by overhead and level.
 
-    Times are those in the usual spell, as far as ``spell_slopes`` tell.
+    Times are those on the calm machine, as far as ``spell_slopes`` tell.
     """
 
     overhead_s: float
@@ -529,7 +529,7 @@ class _Task:
         overhead_s = part.overhead_s * float(np.exp(middle))
         return cls(overhead_s, level + middle, part.memory_level, target - middle, weight, np.zeros(2))
 
-    def in_usual_spell(self, table: _Table, unseen: np.ndarray) -> _Task:
+    def on_calm_machine(self, table: _Table, unseen: np.ndarray) -> _Task:
         """The task without what spells did, as far as their slopes tell: of what ``unseen`` left over."""
         slopes = _slopes(table.spell, self.target - unseen, self.weight, table.runs_ago)
         return replace(self, target=self.target - table.spell @ slopes, spell_slopes=slopes)

@@ -599,12 +599,11 @@ def test_observations_divide_the_spell_out_by_hand() -> None:
     assert seen[0, 1].time_s == pytest.approx((20.0 + 22.0) / 2)
     assert seen[1, 0].time_s == pytest.approx(3.0)
     assert seen[1, 1].time_s == pytest.approx(4.0)
-    # So is the spell, counted from the mean of all: two visits of twelve were at half speed, one of them the
-    # second of network 0. The block was three times slower in network 1, one of ten in which it was timed.
-    mean, block = 2 * math.log(2) / 12, math.log(3) / 10
-    assert seen[0, 0].spell == seen[0, 1].spell == pytest.approx((math.log(2) / 2 - mean, 0.0))
-    assert seen[1, 1].spell == pytest.approx((math.log(2) - mean, math.log(3) - block))
-    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.5, math.log(2) / 2 - mean, 0.0))
+    # So is the spell, counted from where all are calm: two visits of twelve were at half speed, one of them
+    # the second of network 0. The block was three times slower in network 1.
+    assert seen[0, 0].spell == seen[0, 1].spell == pytest.approx((math.log(2) / 2, 0.0))
+    assert seen[1, 1].spell == pytest.approx((math.log(2), math.log(3)))
+    assert (whole[0].time_s, *whole[0].spell) == pytest.approx((30.5, math.log(2) / 2, 0.0))
     assert (whole[1].time_s, *whole[1].spell) == pytest.approx((7.0, *seen[1, 1].spell))
     assert len(found) == 2 * 11
     assert {o.footprint_bytes for o in found} == {1000}
@@ -647,8 +646,8 @@ def test_calm_times_come_through_spells_that_cover_whole_visits(journal: Journal
     assert 6 <= sum(slow) <= 18
     assert np.max(np.abs(errors_of(device.device, visits))) < 1e-9
     found, whole = observations(visits)
-    # Counted from the mean of all visits.
-    expected = {v.network: math.log(1.2) * (s - np.mean(slow)) for v, s in zip(visits, slow, strict=True)}
+    # Counted from the calm visits.
+    expected = {v.network: math.log(1.2) * s for v, s in zip(visits, slow, strict=True)}
     assert np.array([o.spell for o in found]) == pytest.approx(
         np.array([[expected[o.network]] * 2 for o in found])
     )

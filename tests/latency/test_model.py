@@ -217,7 +217,7 @@ def test_away_from_the_data_the_trees_fade_and_the_uncertainty_grows(doublings: 
     # The data end so many doublings before the operator.
     ends[side][k] = row[k] + (doublings if side == "low" else -doublings)
     residual, sigma = residual_of(family(leaf(1.0), **ends), spec)
-    assert residual == pytest.approx(0.3 + math.exp(-0.5 * doublings), rel=1e-6)
+    assert residual == pytest.approx(0.3 + math.exp(-0.2 * doublings), rel=1e-6)
     assert sigma == pytest.approx(0.05 + 0.2 * doublings)
 
 
@@ -225,7 +225,7 @@ def test_far_from_the_data_only_the_level_is_left() -> None:
     spec = convolution(2**14, 2**14)
     names, row = names_and_row(convolution(8, 8))
     residual, _ = residual_of(family(leaf(3.0), features=names, low=row, high=row, level=-0.2), spec)
-    assert residual == pytest.approx(-0.2, abs=0.02)
+    assert residual == pytest.approx(-0.2, abs=0.05)
 
 
 def test_a_remainder_that_the_data_lack_is_not_far_away() -> None:
