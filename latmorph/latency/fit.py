@@ -22,6 +22,7 @@ from latmorph.device.timing import (
     Whole,
     made_here,
     observations,
+    runs,
 )
 from latmorph.errors import ProfileError
 from latmorph.latency import roofline
@@ -66,12 +67,12 @@ class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[LatencyModel, Validation]:
     """Fit a latency model to the visits of one profiling run or of several.
 
-    It is of the machine as the latest run found it, and as calm as a quarter of all visits did: earlier runs
-    tell how an operator's time goes with its shape, the latest how long it takes by now. Visits to
-    another device tell of shapes as well; where networks held out are predicted better without them, they are
-    left aside. The errors, the interval, and the step from sums of operators to whole networks come from the
-    :class:`Committee`, whose predictions are of networks that it has not seen. The model handed out is fitted
-    on all.
+    It is of the machine as calm as a quarter of all visits found it, halfway between the latest run and the
+    mean of the earlier ones (see :func:`_in_usual_hour`): all runs tell how an operator's time goes with its
+    shape. Visits to another device tell of shapes as well; where networks held out are predicted better
+    without them, they are left aside. The errors, the interval, and the step from sums of operators to whole
+    networks come from the :class:`Committee`, whose predictions are of networks that it has not seen. The
+    model handed out is fitted on all.
 
     Raises ProfileError when there are too few networks to hold any out.
     """
@@ -81,10 +82,15 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
         alone = Committee.of(roofs, own, seed=seed)
         committee = min(committee, alone, key=lambda c: c.error_percent)
     errors, sigmas = _family_errors(committee.found, committee.held_s)
-    families = _fit_families(committee.tables, seed, ROUNDS)
+    families, changes = _fit_families(committee.tables, seed, ROUNDS)
     model = LatencyModel(
         roofs,
-        {name: msgspec.structs.replace(f, sigma=sigmas.get(name, 0.3)) for name, f in families.items()},
+        {
+            name: msgspec.structs.replace(
+                _in_usual_hour(family, changes[name][: committee.runs_here]), sigma=sigmas.get(name, 0.3)
+            )
+            for name, family in families.items()
+        },
         committee.scale,
         _central_sigma(committee.errors),
         committee.overhead_s,
@@ -96,14 +102,16 @@ def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[Latenc
 class Committee:
     """Models that have seen two thirds of the networks each, and what they say of the third left out.
 
-    Networks of earlier runs were seen by all. ``held_s`` are predictions of the latest run's observations
-    ``found``, in their order, each by the model that has not seen its network, in the spell that it was
-    taken in; ``tables`` hold the observations of all runs by family. For ``networks``, dealt into ``folds``,
-    ``errors`` are logs of measured over predicted time of a whole pass on the calm machine: ``scale`` times
-    the sum of the operators, plus ``overhead_s``. Networks with an operator that has no handler are left out.
+    Networks of earlier runs were seen by all; ``runs_here`` of the runs, the latest among them, were of this
+    device. All is as in the latest run. ``held_s`` are predictions of its observations ``found``, in their
+    order, each by the model that has not seen its network, in the spell that it was taken in; ``tables``
+    hold the observations of all runs by family. For ``networks``, dealt into ``folds``, ``errors`` are logs
+    of measured over predicted time of a whole pass on the calm machine: ``scale`` times the sum of the
+    operators, plus ``overhead_s``. Networks with an operator that has no handler are left out.
     """
 
     predictors: tuple[Predictor, ...]
+    runs_here: int
     found: tuple[Observation, ...]
     tables: Mapping[str, _Table]
     held_s: np.ndarray
@@ -121,7 +129,8 @@ class Committee:
 
         Raises ProfileError when there are too few networks to hold any out.
         """
-        found, wholes = observations([v for v in visits if all(map(ops.is_known, v.specs))])
+        visits = [v for v in visits if all(map(ops.is_known, v.specs))]
+        found, wholes = observations(visits)
         whole = {network: w for network, w in wholes.items() if not w.runs_ago}
         networks = np.array(sorted(whole))
         if len(networks) < FEWEST_NETWORKS:
@@ -141,7 +150,7 @@ class Committee:
         predictors = []
         for fold in range(FOLDS):
             kept = {name: table.rows(fold_of[table.index] != fold) for name, table in tables.items()}
-            families = _fit_families(
+            families, _ = _fit_families(
                 {name: table for name, table in kept.items() if len(table.index)},
                 seed,
                 ROUNDS if rounds is None else rounds,
@@ -164,6 +173,7 @@ class Committee:
             measured, errors = measured * np.exp(-slower), errors - slower
         return cls(
             tuple(predictors),
+            len(runs(made_here(visits))),
             tuple(found),
             tables,
             held_s,
@@ -406,7 +416,10 @@ class _Table:
         return tables
 
 
-def _fit_families(tables: Mapping[str, _Table], seed: int, rounds: int) -> dict[str, Family]:
+def _fit_families(
+    tables: Mapping[str, _Table], seed: int, rounds: int
+) -> tuple[dict[str, Family], dict[str, np.ndarray]]:
+    """The families as in the latest run, and their changes (see :func:`_changes`)."""
     parts = {name: _Part.of(table) for name, table in tables.items()}
     told = [p for p in parts.values() if p.informed.any()]
     usual = 0.0
@@ -425,10 +438,13 @@ def _fit_families(tables: Mapping[str, _Table], seed: int, rounds: int) -> dict[
 
         unseen = each(lambda name: _cross_fitted(tables[name], tasks[name], seed, rounds // 3))
         tasks = {name: task.on_calm_machine(tables[name], unseen[name]) for name, task in tasks.items()}
-        if any(table.runs_ago.any() for table in tables.values()):
-            tasks = _as_of_latest(tables, tasks, unseen)
+        changes = _changes(tables, tasks, unseen)
+        tasks = {
+            name: replace(task, target=task.target - changes[name][tables[name].runs_ago])
+            for name, task in tasks.items()
+        }
         families = each(lambda name: _fit_family(tables[name], tasks[name], seed, rounds))
-    return {name: families[name] for name in tables}
+    return {name: families[name] for name in tables}, changes
 
 
 Made = TypeVar("Made")
@@ -535,10 +551,10 @@ class _Task:
         return replace(self, target=self.target - table.spell @ slopes, spell_slopes=slopes)
 
 
-def _as_of_latest(
+def _changes(
     tables: Mapping[str, _Table], tasks: Mapping[str, _Task], unseen: Mapping[str, np.ndarray]
-) -> dict[str, _Task]:
-    """Tasks as if all runs had found the machine as the latest did.
+) -> dict[str, np.ndarray]:
+    """Of each family, logs of its times in a run so many runs ago over those in the latest.
 
     From run to run a machine changes, and kinds of operators by factors of their own: by the mean of what
     trees left over that had not seen the network and know of no run. Where the latest has few operators of
@@ -558,10 +574,25 @@ def _as_of_latest(
     usual = (count * change).sum(axis=0) / np.maximum(count.sum(axis=0), 1.0)
     change = (count * change + DOUBT * usual) / (count + DOUBT)
     change[:, 0] = 0.0
-    return {
-        name: replace(task, target=task.target - row[tables[name].runs_ago])
-        for (name, task), row in zip(tasks.items(), change, strict=True)
-    }
+    return dict(zip(tables, change, strict=True))
+
+
+HOURLY = 0.15
+"""How much times may change from hour to hour, in logs."""
+
+
+def _in_usual_hour(family: Family, change: np.ndarray) -> Family:
+    """The family halfway between the latest run and the mean of the earlier ones, by their ``change``.
+
+    How a machine is in one hour says little of how it is in the next: on an EPYC all operators of one run
+    took 2 to 6 % longer or less than those of another, and runs in a row were hardly more alike than any. A
+    family that changed by more than :data:`HOURLY` is as in the latest run: that is another machine.
+    """
+    earlier = change[1:][np.abs(change[1:]) < HOURLY]
+    slower = float(earlier.mean()) / 2 if len(earlier) else 0.0
+    return msgspec.structs.replace(
+        family, overhead_s=family.overhead_s * float(np.exp(slower)), level=family.level + slower
+    )
 
 
 def _fit_family(table: _Table, task: _Task, seed: int, rounds: int) -> Family:

@@ -493,6 +493,21 @@ def test_earlier_runs_tell_of_shapes_and_the_latest_how_long_operators_take_by_n
     assert error([*first, *latest]) < 0.5 * error(latest)
 
 
+@pytest.mark.parametrize("earlier", [0.06, -0.06, 0.4])
+def test_a_run_is_one_hour_of_many_unless_it_found_another_machine(earlier: float) -> None:
+    # Two earlier runs, of which one took a tenth longer than the latest, the other 2 % less: halfway to their
+    # mean is 2 % more than the latest. Or else both took half as long again.
+    device, visits = Simulated(), []
+    factors = [0.04 + earlier, 0.04 - earlier, 0.0] if earlier < 0.15 else [earlier, earlier, 0.0]
+    for k, run in enumerate(np.random.default_rng(0).permutation(150) % 3):
+        slower = float(np.exp(factors[run]))
+        visit = timed(quiet_visit(device, k, chain(k)), lambda spec, slower=slower: slower)
+        visits.append(dataclasses.replace(visit, run=int(run)))
+    model, _ = fit(roofs_of(device), visits)
+    expected = np.exp(0.02 if earlier < 0.15 else 0.0)
+    assert np.median(1 + np.array(errors(model, device))) == pytest.approx(expected, abs=0.006)
+
+
 def test_what_the_latest_run_has_not_seen_changed_as_others_did() -> None:
     device, (first, latest) = Simulated(), two_runs(lambda spec: 1.3)
     model, _ = fit(roofs_of(device), [*first, *latest])
