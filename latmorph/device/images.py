@@ -76,9 +76,9 @@ def head(net: NetworkBuilder, draw: Draw, x: int) -> NetworkBuilder:
 
 
 def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
-    """MobileNet, Xception, EfficientNet: separable convolutions, or inverted residuals, some with gates."""
+    """MobileNet, EfficientNet, MixNet, Xception: inverted residuals, some with gates, or separable ones."""
     act = draw.name(("hardtanh", "hardtanh", "hardswish", "silu", "relu"))
-    separable = draw.chance(0.25)
+    separable, mixed = draw.chance(0.25), draw.chance(0.15)
     if draw.whole(0.45):
         net = NetworkBuilder((1, 3, *[draw.image((256, 224, 160, 96))] * 2), dtype)
         x = norm_act(net, net.conv(-1, draw.width(8, 48), 3, 2), act)
@@ -103,7 +103,10 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
         out = draw.wider(width, 640) if changes else width
         y = norm_act(net, net.conv(x, inner, 1), act)
-        y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 3, 3, 5, 5, 7)), stride, inner), act)
+        if mixed:
+            y = norm_act(net, _mixed(net, draw, y, stride), act)
+        else:
+            y = norm_act(net, net.conv(y, inner, draw.one((3, 3, 3, 3, 5, 5, 7)), stride, inner), act)
         if excite:
             s = net.reduce(y, "mean", (2, 3), True) if by_mean else net.global_pool(y)
             s = net.activation(net.conv(s, max(4, inner // draw.one((4, 16, 24))), 1, bias=True), act)
@@ -116,6 +119,15 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
     if draw.chance(0.3):
         x = norm_act(net, net.conv(x, draw.width(320, 1536), 1), act)
     return head(net, draw, x)
+
+
+def _mixed(net: NetworkBuilder, draw: Draw, x: int, stride: int) -> int:
+    """MixNet's depthwise convolution: kernels of several sizes, each over a part of the channels."""
+    kernels = (3, 5, 7, 9, 11)[: draw.one((2, 3, 4, 5))]
+    part = net.shape(x)[1] // len(kernels)
+    sizes = (net.shape(x)[1] - part * (len(kernels) - 1), *[part] * (len(kernels) - 1))
+    parts = zip(net.split(x, sizes, 1), sizes, kernels, strict=True)
+    return net.cat([net.conv(y, size, kernel, stride, size) for y, size, kernel in parts])
 
 
 def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
