@@ -90,6 +90,8 @@ def test_errors_are_relative_to_the_rounds_in_which_the_reference_was_calmer() -
     # Of the first three rounds the first and the third, of the last the fourth and the sixth.
     assert one.takes_s == pytest.approx((0.011, 0.016))
     assert one.disagreement == pytest.approx(5 / 11)
+    # Of the two samples of the reference beside a round the smaller counts: 1, 1.1 and 1.2 ms.
+    assert figures("zoo", one).noise == pytest.approx(0.1)
 
 
 def test_statistics_by_hand() -> None:

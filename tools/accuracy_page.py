@@ -45,15 +45,18 @@ class Round(msgspec.Struct, frozen=True):
         )
 
 
-def on_calm_s(rounds: Sequence[Round]) -> float:
-    """What a network takes on the calm machine, in seconds: the mean over the calmer half of its rounds.
+def calmer_half(rounds: Sequence[Round]) -> list[Round]:
+    """The rounds in which the reference was faster.
 
-    Calmer by the reference, not by the network. In a noisy round a small network slows by about twice as much
-    as the reference, so that dividing by it is not enough.
+    In a noisy round a small network slows by about twice as much as the reference, so that dividing by it is
+    not enough.
     """
-    order = np.argsort([calm_s(r.references_s) for r in rounds], kind="stable")
-    calmer = order[: (len(rounds) + 1) // 2]
-    return float(np.mean([rounds[i].time_s for i in calmer.tolist()]))
+    return sorted(rounds, key=lambda r: calm_s(r.references_s))[: (len(rounds) + 1) // 2]
+
+
+def on_calm_s(rounds: Sequence[Round]) -> float:
+    """What a network takes on the calm machine, in seconds: the mean over the calmer half of its rounds."""
+    return float(np.mean([r.time_s for r in calmer_half(rounds)]))
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -132,6 +135,12 @@ class Figures(msgspec.Struct, frozen=True):
     networks: tuple[Network, ...]
     failed: dict[str, str]
     note: str = ""
+
+    @property
+    def noise(self) -> float:
+        """How much slower than on the calm machine the reference was in calmer rounds, as a fraction."""
+        calmer = [calm_s(r.references_s) for n in self.networks for r in calmer_half(n.rounds)]
+        return float(np.mean(calmer)) / self.reference_s - 1
 
     @property
     def setting(self) -> str:
@@ -417,7 +426,8 @@ def section(figures: Figures, picture: str) -> str:
         f"Profile `{figures.profile}`, measured for {figures.profile_budget_s:.0f} s on "
         f"{figures.profile_created[:10]}. Networks measured {min(moments)} to {max(moments)}, "
         f"{max(len(n.rounds) for n in figures.networks)} rounds, load average "
-        f"{figures.load[0]:.1f}" + (f", seed {figures.seed}." if figures.set != "zoo" else "."),
+        f"{figures.load[0]:.1f}, the reference {100 * figures.noise:+.1f} % from calm in the calmer half"
+        + (f", seed {figures.seed}." if figures.set != "zoo" else "."),
         *(f"\n**The profile is of another machine: {d}.**" for d in figures.mismatch),
         *(f"\n**{note}**" for note in (figures.note,) if note),
         "",

@@ -161,7 +161,7 @@ def run_profile(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         latmorph=__version__,
         fingerprint=fingerprint,
-        budget_s=budget_s + (0.0 if own is None else own.header.budget_s),
+        budget_s=budget_s + (0.0 if own is None else own.header.budget_s * len(earlier) / len(own.visits)),
         seed=seed,
         visits=len(visits),
         focused_visits=sum(v.network < 0 for v in visits),
