@@ -48,7 +48,8 @@ LARGEST_BYTES = 256 * 2**20
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of ``profile.json``.
 
-    ``reference_s`` is the reference operator's calm time; ``budget_s`` the time that measuring was given;
+    ``reference_s`` is the reference operator's calm time; ``budget_s`` the time that measuring was given, as
+    far as what it found is in the profile;
     ``focused_visits`` counts the visits of networks that the profile was asked to be right about.
     ``sha256`` maps the other files to their checksums, and ``""`` to that of this header without it.
     """

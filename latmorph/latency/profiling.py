@@ -96,7 +96,7 @@ def run_profile(
     with backend:
         fingerprint = backend.fingerprint()
         earlier: list[Visit] = []
-        own = base
+        own, kept_s = base, 0.0
         if base is not None:
             check_akin(base, fingerprint)
             seed = base.header.seed
@@ -104,6 +104,8 @@ def run_profile(
             if base.fingerprint.differences(fingerprint):
                 own = None
                 earlier = [replace(v, run=ELSEWHERE) for v in earlier if v.network >= 0]
+            else:
+                kept_s = base.header.budget_s * len(earlier) / max(1, len(base.visits))
         run = next_run(earlier)
         head = {
             "format": "latmorph-journal",
@@ -161,7 +163,7 @@ def run_profile(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         latmorph=__version__,
         fingerprint=fingerprint,
-        budget_s=budget_s + (0.0 if own is None else own.header.budget_s * len(earlier) / len(own.visits)),
+        budget_s=budget_s + kept_s,
         seed=seed,
         visits=len(visits),
         focused_visits=sum(v.network < 0 for v in visits),

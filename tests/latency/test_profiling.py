@@ -212,6 +212,8 @@ def test_of_too_many_earlier_visits_the_oldest_are_left_out(
     assert longer.visits[:most] == profile.visits[-most:]
     assert [v.run for v in longer.visits[most:]] == [3] * VISITS
     assert len({v.network for v in longer.visits}) == len(longer.visits)
+    kept = most / (3 * VISITS)
+    assert longer.header.budget_s == pytest.approx(1e6 + kept * profile.header.budget_s)
 
 
 @pytest.mark.usefixtures("no_fit")
