@@ -104,8 +104,8 @@ class Prediction:
 
 FADE = 0.2
 """How fast the trees fade away from the data: to ``exp(-FADE)`` with every doubling of size. What they say at
-the end of the data holds for some doublings more: at 0.5, a pointwise convolution of 58 MB of weights, two
-and a half times as many as a profile of five minutes had seen, was given 9 of its 23 ms."""
+the end of the data holds for some doublings more: at 0.5, a pointwise convolution of 58 MB of weights, more
+than a profile of five minutes had seen, was given 9 of its 23 ms."""
 
 UNMEASURED_SIGMA = 0.7
 """For a family that the profile has no measurement of: the plain roofline is right within a factor 2."""
