@@ -222,10 +222,10 @@ def test_away_from_the_data_the_trees_fade_and_the_uncertainty_grows(doublings: 
 
 
 def test_far_from_the_data_only_the_level_is_left() -> None:
-    spec = convolution(2**14, 2**14)
+    spec = convolution(2**16, 2**16)
     names, row = names_and_row(convolution(8, 8))
     residual, _ = residual_of(family(leaf(3.0), features=names, low=row, high=row, level=-0.2), spec)
-    assert residual == pytest.approx(-0.2, abs=0.05)
+    assert residual == pytest.approx(-0.2, abs=0.02)
 
 
 def test_a_remainder_that_the_data_lack_is_not_far_away() -> None:
