@@ -604,10 +604,11 @@ spectrum of a photograph: how long max-pooling takes depends on what it reads. O
 freed memory (`keep_freed_memory` in `latmorph/device/backend.py`), in profiles and here.
 
 **Profiles.** The time given with a profile is that of all its runs of `latmorph profile`, which may be days
-apart. All tell how times go with shapes, and what calm is. Machines change from hour to hour, by other
-factors for other kinds of operators: predictions lie halfway between the latest run and the mean of the
-others. A name that ends in `5min` is of one run that started from nothing (`--fresh`), one in `borrowed` of
-one that took the shapes from another device's profile, as a first run does on a machine without a profile.
+apart. All tell how times go with shapes, and the calmest of them what calm is. Machines change from hour to
+hour, by other factors for other kinds of operators: predictions lie halfway between the latest run and the
+mean of the others. A name that ends in `5min` is of one run that started from nothing (`--fresh`), one in
+`borrowed` of one that took the shapes from another device's profile, as a first run does on a machine
+without a profile.
 
 **Baselines**, on the same networks in the same run. *FLOPs times a constant*: the best constant of one half
 of the networks (smallest mean error), tested on the other half, both ways. *max(FLOPs / peak, bytes /

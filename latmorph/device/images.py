@@ -98,7 +98,7 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
         stride = draw.stride(changes, net.shape(x)[2])
         if separable:
             x = norm_act(net, net.conv(x, width, draw.one((3, 3, 3, 5)), stride, width), act)
-            x = norm_act(net, net.conv(x, draw.wider(width, 2048) if changes else width, 1), act)
+            x = norm_act(net, net.conv(x, draw.wider(width, 4096) if changes else width, 1), act)
             continue
         inner = width * draw.one((3, 4, 6, 6)) if draw.chance(0.6) else draw.width(2 * width, 7 * width)
         out = draw.wider(width, 640) if changes else width
@@ -116,8 +116,8 @@ def mobile(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             y = net.binary("mul", y, s) if by_mean else net.binary("mul", s, y)
         y = net.batch_norm(net.conv(y, out, 1))
         x = y if changes else net.binary("add", x, y)
-    if draw.chance(0.3):
-        x = norm_act(net, net.conv(x, draw.width(320, 1536), 1), act)
+    if draw.chance(0.4):
+        x = norm_act(net, net.conv(x, draw.width(320, 4096), 1), act)
     return head(net, draw, x)
 
 
@@ -150,7 +150,7 @@ def plain(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
             break
         size = net.shape(x)[2]
         halves = draw.chance(0.8 if size > 56 else 0.5) and draw.halved(size)
-        stride = 2 if halves and draw.chance(0.3) else 1
+        stride = 2 if halves and draw.chance(0.5) else 1
         kernel = draw.one((3, 3, 3, 3, 5, 7)) if net.shape(x)[1] < 128 else draw.one((3,) * 9 + (5,))
         dilation = 2 if stride == 1 and draw.chance(0.1) else 1
         x = net.conv(x, width, kernel, stride, bias=bias, dilation=dilation)

@@ -437,13 +437,14 @@ def next_run(visits: Sequence[Visit]) -> int:
 
 
 def calm_reference_s(visits: Sequence[Visit]) -> float:
-    """The reference's time on the calm machine, in seconds: the lower quartile of the latest run's visits."""
-    return float(np.quantile([v.reference_s for v in runs(visits)[0]], CALM))
+    """The reference's time on the calm machine, in seconds, as the calmest of the runs found it."""
+    of_runs = runs(made_here(visits) or visits)
+    return float(np.exp(_origins([_yardsticks(of_run) for of_run in of_runs])[0, 0]))
 
 
 Spell = tuple[float, float]
-"""Logs of the reference's and of the block's time over those on the calm machine, every run of the device
-counting alike: above zero, neighbours slowed it. So a run in a noisy hour is one long spell."""
+"""Logs of the reference's and of the block's time over those on the calm machine: above zero, neighbours
+slowed it. A run in a noisy hour is one long spell."""
 
 NOISY = 0.25
 """A run that was further than this from the latest one where calm, in logs, found another machine: its spells
@@ -459,20 +460,25 @@ def _yardsticks(visits: Sequence[Visit]) -> np.ndarray:
 def _spells(of_runs: Sequence[Sequence[Visit]]) -> list[list[Spell]]:
     """The spells of all visits of a device, by run, the latest first; zero where no block was timed."""
     logs = [_yardsticks(visits) for visits in of_runs]
-    calm = np.array([_calm_logs(own) for own in logs]).reshape(-1, 2)
-    alike = np.abs(calm - calm[:1]) < NOISY
-    shared = np.where(alike, calm, 0.0).sum(axis=0) / np.maximum(alike.sum(axis=0), 1)
-    origins = np.where(alike, shared, calm)
     return [
         [(float(r), float(b)) for r, b in np.nan_to_num(own - origin)]
-        for own, origin in zip(logs, origins, strict=True)
+        for own, origin in zip(logs, _origins(logs), strict=True)
     ]
 
 
-def _calm_logs(logs: np.ndarray) -> list[float]:
-    """Of a run's yardsticks, where they are calm; not a number without a block."""
-    timed = [column[np.isfinite(column)] for column in logs.T]
-    return [float(np.quantile(column, CALM)) if len(column) else np.nan for column in timed]
+def _origins(logs: Sequence[np.ndarray]) -> np.ndarray:
+    """Of each run's yardsticks, the latest first, what they are on the calm machine: shape ``(runs, 2)``.
+
+    A quarter of a run's visits found it no less calm, in the calmest run. Not a number without a block.
+    """
+    calm = np.array([[_calm_log(column) for column in own.T] for own in logs]).reshape(-1, 2)
+    alike = np.abs(calm - calm[:1]) < NOISY
+    return np.where(alike, np.where(alike, calm, np.inf).min(axis=0, initial=np.inf), calm)
+
+
+def _calm_log(column: np.ndarray) -> float:
+    timed = column[np.isfinite(column)]
+    return float(np.quantile(timed, CALM)) if len(timed) else np.nan
 
 
 @dataclass(frozen=True)

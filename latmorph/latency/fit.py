@@ -67,12 +67,12 @@ class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def fit(roofs: Roofs, visits: Sequence[Visit], *, seed: int = 0) -> tuple[LatencyModel, Validation]:
     """Fit a latency model to the visits of one profiling run or of several.
 
-    It is of the machine as calm as a quarter of all visits found it, halfway between the latest run and the
-    mean of the earlier ones (see :func:`_in_usual_hour`): all runs tell how an operator's time goes with its
-    shape. Visits to another device tell of shapes as well; where networks held out are predicted better
-    without them, they are left aside. The errors, the interval, and the step from sums of operators to whole
-    networks come from the :class:`Committee`, whose predictions are of networks that it has not seen. The
-    model handed out is fitted on all.
+    It is of the machine as calm as a quarter of the calmest run's visits found it, and halfway between the
+    latest run and the mean of the earlier ones (see :func:`_in_usual_hour`): all runs tell how an operator's
+    time goes with its shape. Visits to another device tell of shapes as well; where networks held out are
+    predicted better without them, they are left aside. The errors, the interval, and the step from sums of
+    operators to whole networks come from the :class:`Committee`, whose predictions are of networks that it
+    has not seen. The model handed out is fitted on all.
 
     Raises ProfileError when there are too few networks to hold any out.
     """

@@ -794,7 +794,7 @@ def test_runs_stand_apart_the_latest_first_and_all_in_units_of_its_calm_referenc
     visits = [*first, *second]
     assert runs(visits) == [second, first]
     assert runs([]) == []
-    assert calm_reference_s(visits) == calm_reference_s(second) == 2 * calm_reference_s(first)
+    assert calm_reference_s(visits) == calm_reference_s(second) == pytest.approx(2 * calm_reference_s(first))
     found, wholes = observations(visits)
     assert {(o.network, o.position): (o.time_s, o.runs_ago) for o in found} == {
         (k, p): (pytest.approx(t * (p + 1)), ago)
@@ -805,6 +805,23 @@ def test_runs_stand_apart_the_latest_first_and_all_in_units_of_its_calm_referenc
     assert {k: w.runs_ago for k, w in wholes.items()} == dict.fromkeys(range(4), 1) | dict.fromkeys(
         range(10, 16), 0
     )
+
+
+def test_calm_is_what_the_calmest_run_found_unless_that_was_another_machine() -> None:
+    def run(number: int, reference_s: float) -> list[Visit]:
+        return [
+            replace(hand_visit(10 * number + k, 0, [1e-3, 1e-3], reference_s), run=number) for k in range(8)
+        ]
+
+    alike = [*run(0, 1.1e-4), *run(1, 1.0e-4), *run(2, 1.2e-4)]
+    assert calm_reference_s(alike) == pytest.approx(1.0e-4)
+    found, _ = observations(alike)
+    spells = {0: math.log(1.2), 1: 0.0, 2: math.log(1.1)}  # by runs ago
+    assert {o.runs_ago: o.spell[0] for o in found} == pytest.approx(spells)
+    assert {o.runs_ago: o.time_s for o in found} == pytest.approx({0: 1e-3 / 1.2, 1: 1e-3, 2: 1e-3 / 1.1})
+    # Twice as fast in between: times over the reference's carry over, its spells do not.
+    found, _ = observations([*run(0, 1.1e-4), *run(1, 0.5e-4), *run(2, 1.2e-4)])
+    assert {o.runs_ago: o.spell[0] for o in found} == pytest.approx({0: math.log(1.2 / 1.1), 1: 0.0, 2: 0.0})
 
 
 def test_a_run_of_too_few_networks_goes_with_the_one_before() -> None:

@@ -403,8 +403,8 @@ def test_what_neighbours_slow_more_or_less_than_the_reference_is_told_from_the_s
 @pytest.mark.parametrize("apart", [0.2, 1.0])
 def test_a_run_in_a_noisy_hour_is_one_long_spell_unless_it_found_another_machine(apart: float) -> None:
     # In the latest run the reference is slower throughout, by a fifth or e times; in both, a spell slows
-    # operators by the reference's factor to the power of 1.5. The fifth is noise: what is predicted lies in
-    # the middle of what is calm in both runs. After e times, it is of what is calm in the latest.
+    # operators by the reference's factor to the power of 1.5. The fifth is noise: what is predicted is of
+    # what is calm in the earlier run. After e times, it is of what is calm in the latest.
     device, random, slope = Simulated(), np.random.default_rng(4), 0.5
     visits, spells = [], []
     for k in range(120):
@@ -424,8 +424,8 @@ def test_a_run_in_a_noisy_hour_is_one_long_spell_unless_it_found_another_machine
         spells.append((latest, spell))
     model, _ = fit(roofs_of(device), visits)
     earlier, latest_calm = (np.quantile([s for run, s in spells if run == k], 0.25) for k in (0, 1))
-    noise = (earlier + latest_calm + apart) / 2 if apart < 0.25 else latest_calm
-    expected = np.exp(latest_calm + apart + slope * noise)
+    noise, slower = (earlier, earlier) if apart < 0.25 else (latest_calm, latest_calm + apart)
+    expected = np.exp(slower + slope * noise)
     assert np.median(np.abs((1 + np.array(errors(model, device))) / expected - 1)) < 0.04
     other = np.exp(latest_calm + apart + slope * (latest_calm + (apart if apart < 0.25 else -apart / 2)))
     assert abs(other / expected - 1) > 0.045  # what the other reading would predict is told apart
