@@ -32,6 +32,8 @@ class Draw:
     are ``pruned``: all their widths are any, as channels are left by shrinking.
     One in three is ``deep``: of as many operators as real ones, which run faster far into a pass. These start
     at pictures, and their stages are many blocks long: a network cannot be halved often.
+    Pictures are halved down to ``smallest``, mostly 7 pixels a side; small ones are to 2 to 4, where weights
+    are all there is to read.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
     """
 
@@ -42,6 +44,7 @@ class Draw:
         self.pruned = not self.designed and self.chance(0.5)
         self.step = self.one(STEPS)
         self.deep = self.chance(1 / 3)
+        self.smallest = 7 if self.chance(0.6) else self.one((2, 3, 4))
 
     def one(self, choices: Sequence[int]) -> int:
         return int(choices[int(self.random.integers(len(choices)))])
@@ -86,8 +89,8 @@ class Draw:
         return limit if self.deep else 4 * limit
 
     def halved(self, size: int) -> bool:
-        """Whether a picture of a size is there to be halved: most networks end at 7 pixels a side."""
-        return size >= (4 if self.chance(0.2) else 13)
+        """Whether a picture of a size is there to be halved."""
+        return size >= 2 * self.smallest - 1
 
     def stride(self, changes: bool, size: int) -> int:
         """The stride of a block: two in most of those that begin a stage."""
@@ -114,7 +117,7 @@ class Draw:
         batch = 1 if self.chance(0.75) else self.one((2, 4, 8, 16, 32, 64))
         if batch > 1:
             size = min(size, max(7, int(112 * np.sqrt(self.reach / batch))))
-        width = self.width(12 if size > 40 else 24, widest)
+        width = self.width(up_to(size, ((9, 64), (40, 24), (size, 12))), widest)
         # One 3x3 convolution of the place's own width stays below the limit of a whole network.
         while batch > 1 and 18 * batch * (size * width) ** 2 > self.reach * SLOW_FLOPS:
             batch //= 2

@@ -67,10 +67,20 @@ def residual(draw: Draw, limit: float, dtype: str) -> NetworkBuilder:
 
 
 def head(net: NetworkBuilder, draw: Draw, x: int) -> NetworkBuilder:
-    """Half of the time, the mean over space and a linear layer."""
+    """Half of the time, the mean over space and a linear layer.
+
+    MobileNetV3 and GhostNet widen the mean before, by a linear layer or a convolution of one pixel.
+    """
     if draw.chance(0.5):
         classes = draw.one((10, 100, 1000, 1000))
-        pooled = net.mean(x, (2, 3)) if draw.chance(0.4) else net.flatten(net.global_pool(x))
+        widened = draw.name(("", "", "", "", "linear", "conv"))
+        if widened == "conv":
+            y = net.conv(net.global_pool(x), draw.width(256, 4096), 1, bias=True)
+            pooled = net.flatten(net.activation(y, "hardswish"))
+        else:
+            pooled = net.mean(x, (2, 3)) if draw.chance(0.4) else net.flatten(net.global_pool(x))
+        if widened == "linear":
+            pooled = net.activation(net.linear(pooled, draw.width(256, 4096)), "hardswish")
         net.linear(pooled, classes)
     return net
 
