@@ -32,8 +32,8 @@ class Draw:
     are ``pruned``: all their widths are any, as channels are left by shrinking.
     One in three is ``deep``: of as many operators as real ones, which run faster far into a pass. These start
     at pictures, and their stages are many blocks long: a network cannot be halved often.
-    Pictures are halved down to ``smallest``, mostly 7 pixels a side; small ones are to 2 to 4, where weights
-    are all there is to read.
+    Pictures are halved down to ``smallest`` pixels a side: mostly 7, else 2 to 4, as pictures of 96 end,
+    where weights are most of what is read.
     ``reach`` is 1 on a slow device; on a fast one it is the factor by which batches may be larger.
     """
 

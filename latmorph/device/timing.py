@@ -395,7 +395,7 @@ def collect(
 
 
 CALM = 0.25
-"""Share of a run's visits that find the machine no less calm than the model's times are meant for.
+"""Share of the calmest run's visits that find the machine no less calm than times are meant for.
 
 As calm as the smaller half of samples is in the mean (see :func:`calm_s`): what a network takes at the
 calmest that was ever seen would be met too seldom.
