@@ -439,7 +439,7 @@ def next_run(visits: Sequence[Visit]) -> int:
 def calm_reference_s(visits: Sequence[Visit]) -> float:
     """The reference's time on the calm machine, in seconds, as the calmest of the runs found it."""
     of_runs = runs(made_here(visits) or visits)
-    return float(np.exp(_origins([_yardsticks(of_run) for of_run in of_runs])[0, 0]))
+    return float(_calm_yardsticks([_yardsticks(of_run) for of_run in of_runs])[0, 0])
 
 
 Spell = tuple[float, float]
@@ -452,31 +452,30 @@ are over what was calm in it."""
 
 
 def _yardsticks(visits: Sequence[Visit]) -> np.ndarray:
-    """Logs of the reference's and the block's time, shape ``(visits, 2)``; not a number without a block."""
-    times = [(v.reference_s, calm_s(v.traffic_s) if v.traffic_s else np.nan) for v in visits]
-    return np.asarray(np.log(times))
+    """The reference's and the block's time, shape ``(visits, 2)``; not a number without a block."""
+    return np.array([(v.reference_s, calm_s(v.traffic_s) if v.traffic_s else np.nan) for v in visits])
 
 
 def _spells(of_runs: Sequence[Sequence[Visit]]) -> list[list[Spell]]:
     """The spells of all visits of a device, by run, the latest first; zero where no block was timed."""
-    logs = [_yardsticks(visits) for visits in of_runs]
+    times = [_yardsticks(visits) for visits in of_runs]
     return [
-        [(float(r), float(b)) for r, b in np.nan_to_num(own - origin)]
-        for own, origin in zip(logs, _origins(logs), strict=True)
+        [(float(r), float(b)) for r, b in np.nan_to_num(np.log(own / calm))]
+        for own, calm in zip(times, _calm_yardsticks(times), strict=True)
     ]
 
 
-def _origins(logs: Sequence[np.ndarray]) -> np.ndarray:
+def _calm_yardsticks(times: Sequence[np.ndarray]) -> np.ndarray:
     """Of each run's yardsticks, the latest first, what they are on the calm machine: shape ``(runs, 2)``.
 
     A quarter of a run's visits found it no less calm, in the calmest run. Not a number without a block.
     """
-    calm = np.array([[_calm_log(column) for column in own.T] for own in logs]).reshape(-1, 2)
-    alike = np.abs(calm - calm[:1]) < NOISY
+    calm = np.array([[_calm_time(column) for column in own.T] for own in times]).reshape(-1, 2)
+    alike = np.abs(np.log(calm / calm[:1])) < NOISY
     return np.where(alike, np.where(alike, calm, np.inf).min(axis=0, initial=np.inf), calm)
 
 
-def _calm_log(column: np.ndarray) -> float:
+def _calm_time(column: np.ndarray) -> float:
     timed = column[np.isfinite(column)]
     return float(np.quantile(timed, CALM)) if len(timed) else np.nan
 

@@ -794,7 +794,7 @@ def test_runs_stand_apart_the_latest_first_and_all_in_units_of_its_calm_referenc
     visits = [*first, *second]
     assert runs(visits) == [second, first]
     assert runs([]) == []
-    assert calm_reference_s(visits) == calm_reference_s(second) == pytest.approx(2 * calm_reference_s(first))
+    assert calm_reference_s(visits) == calm_reference_s(second) == 2 * calm_reference_s(first)
     found, wholes = observations(visits)
     assert {(o.network, o.position): (o.time_s, o.runs_ago) for o in found} == {
         (k, p): (pytest.approx(t * (p + 1)), ago)
