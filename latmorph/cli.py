@@ -123,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         "--passes", type=int, default=8, help="passes, of three timed runs each"
     )
 
+    sub = command("inspect", _inspect, "Show a model's channel groups, and what is frozen and why.")
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
+    sub.add_argument("--input", action="append", default=[], metavar="SHAPE", help=INPUT)
+    sub.add_argument("--profile", metavar="NAME", help="say where time sits by this profile")
+    sub.add_argument("--all", action="store_true", help="show every group, with all of its members")
+
     sub = command("demo", _demo, "Profile, train, shrink and measure on embedded data, in minutes.")
     sub.add_argument("--device", default="cpu", help="cpu or cuda")
     sub.add_argument("--threads", type=int, default=1, help="CPU threads for timing (default 1)")
@@ -451,6 +457,25 @@ def _measure(args: argparse.Namespace) -> None:
     _print_tables(measure_table(estimate, timing))
     for note in estimate.notes:
         _note(f"note: {note}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from latmorph.graph.capture import capture
+    from latmorph.models import load_model
+    from latmorph.report.inspection import inspect
+    from latmorph.report.tables import frozen_table, groups_table
+
+    profile = _load_profile(args.profile) if args.profile else None
+    graph = capture(*load_model(args.model, args.input, "cpu"), allow_unknown=profile is None)
+    found = inspect(graph, profile)
+    if args.json:
+        _print_json(found)
+        return
+    rows = None if args.all else 20
+    tables = (groups_table(found, rows), frozen_table(found, rows))
+    _print_tables(*(table for table in tables if table is not None))
+    for name in graph.unknown:
+        _note(f"note: operator {name} has no handler: its channels are frozen, and it is in no figure")
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,18 +39,23 @@ def random_kept(graph: lm.Graph, random: np.random.Generator, share: float = 0.3
     return kept
 
 
-def masked_twin(model: nn.Module, graph: lm.Graph, kept: dict[str, list[int]]) -> nn.Module:
-    """A copy, at full size, whose weights are zero wherever they read a removed channel."""
+REMOVED = ("output", "bias", "scale", "shift", "elementwise", "input")
+"""Roles of what makes a channel, and of what reads it; all at zero, it is as if it were not there."""
+
+
+def masked_twin(model: nn.Module, graph: lm.Graph, kept: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A copy, at full size, whose parameters are zero wherever they make or read a removed channel."""
     twin = copy.deepcopy(model)
-    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    held = dict(twin.named_parameters(remove_duplicate=False))
+    held.update(twin.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, channels in kept.items():
             group = graph.groups[graph.group(name)]
             removed = np.setdiff1d(np.arange(group.width), channels)
             for member in group.members:
-                if member.role == "input":
+                if member.role in REMOVED:
                     at = torch.as_tensor(member.indices[removed].ravel())
-                    parameters[member.parameter].index_fill_(member.axis, at, 0.0)
+                    held[member.parameter].index_fill_(member.axis, at, 0.0)
     return twin
 
 

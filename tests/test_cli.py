@@ -377,6 +377,46 @@ def test_predict_goes_past_an_unknown_operator_when_allowed_and_says_so(
     assert found["flops"] == 2 * 2 * 16 * 16 + 2 * 2 * 16 * 4
 
 
+# inspect
+
+
+def test_inspect_shows_groups_who_is_in_them_and_why_others_are_frozen(capsys: Capture, models: Path) -> None:
+    out = output_of(capsys, "inspect", *SMALL, "--all")
+    # All parameters but the bias of the head: 10 of 224 + 90.
+    assert "1 channel groups can shrink: in 100.0 % of the FLOPs, 96.8 % of the parameters" in out
+    flat = " ".join(out.replace("\u2502", " ").split())
+    assert "conv (weight output, bias bias)" in flat
+    assert "head (weight input)" in flat
+    assert "the network's output" in flat
+    assert "conv reads the network's input" in flat
+
+
+def test_inspect_as_json_counts_what_goes_with_a_group(capsys: Capture, models: Path) -> None:
+    found = strict_json(output_of(capsys, "inspect", *SMALL, "--json"))
+    (conv,) = (g for g in found["groups"] if g["frozen"] is None)
+    assert (conv["name"], conv["width"], conv["flops"]) == ("conv", 8, SMALL_FLOPS)
+    assert conv["parameters"] == 8 * 27 + 8 + 10 * 8
+    assert conv["time_s"] is None
+    assert {m["parameter"] for m in conv["members"]} == {"conv.weight", "conv.bias", "head.weight"}
+    assert found["total_s"] is None
+
+
+def test_inspect_tells_times_by_a_profile(capsys: Capture, profiles_folder: Path, models: Path) -> None:
+    found = strict_json(output_of(capsys, "inspect", *SMALL, "--profile", "here", "--json"))
+    (conv,) = (g for g in found["groups"] if g["frozen"] is None)
+    assert 0 < conv["time_s"] <= found["total_s"]
+    assert 0 <= conv["channel_s"] * conv["width"] <= found["total_s"] * 1.01
+    out = output_of(capsys, "inspect", *SMALL, "--profile", "here")
+    assert "a channel" in out
+
+
+def test_inspect_names_operators_without_a_handler(capsys: Capture, models: Path) -> None:
+    assert main(["inspect", "latmorph_cli_models:Fourier", "--input", "2x16"]) == 0
+    captured = capsys.readouterr()
+    assert "unknown operator" in " ".join(captured.out.split())
+    assert "has no handler: its channels are frozen" in captured.err
+
+
 def test_predict_as_a_process_prints_json_alone_and_finds_models_in_the_working_folder(
     profiles_folder: Path, models_folder: Path
 ) -> None:

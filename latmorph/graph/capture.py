@@ -10,6 +10,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from latmorph import ops
 from latmorph.errors import CaptureError, UnknownOperatorError
-from latmorph.graph.channels import find_groups
+from latmorph.graph.channels import find_channels
 from latmorph.graph.graph import Graph, Node, Tensor
 from latmorph.graph.onnx import read_onnx
 from latmorph.opspec import OpSpec, TensorSpec
@@ -41,7 +42,7 @@ def capture(
     ``allow_unknown``, which freezes that operator's channels and leaves it without a price.
     """
     if isinstance(model, torch.export.ExportedProgram):
-        return _Reader(model).graph(allow_unknown)
+        return read(model, allow_unknown).graph
     if isinstance(model, str | Path) and Path(model).suffix.lower() == ".onnx":
         return read_onnx(Path(model), inputs, allow_unknown=allow_unknown)
     if not isinstance(model, torch.nn.Module):
@@ -55,9 +56,24 @@ def capture(
             "write (x,) for a single tensor"
         )
     _check_signature(model, inputs)
-    with untouched(model):
-        exported = _export(model, tuple(inputs))
-    return _Reader(exported).graph(allow_unknown)
+    return read(export(model, tuple(inputs)), allow_unknown).graph
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A graph and the program it was read from: which node each of the program's is, and which tensors."""
+
+    graph: Graph
+    exported: torch.export.ExportedProgram
+    origins: dict[torch.fx.Node, int]
+    values: dict[torch.fx.Node, Any]
+
+
+def read(exported: torch.export.ExportedProgram, allow_unknown: bool = False) -> Read:
+    """The graph of an exported program. Raises as :func:`capture` does."""
+    reader = _Reader(exported)
+    graph = reader.graph(allow_unknown)
+    return Read(graph, exported, reader.origins, reader.values)
 
 
 @contextlib.contextmanager
@@ -99,7 +115,19 @@ def _check_signature(model: torch.nn.Module, inputs: Sequence[Any]) -> None:
         ) from None
 
 
-def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def export(
+    model: torch.nn.Module, inputs: tuple[Any, ...], *, any_batch: bool = False
+) -> torch.export.ExportedProgram:
+    """One pass in eval mode, exported; with ``any_batch`` for a first axis of any size, where it can be.
+
+    Raises CaptureError when the model rejects the inputs or its control flow depends on data.
+    """
+    shapes = [{0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None for x in inputs]
+    with untouched(model):
+        return _export(model, inputs, tuple(shapes) if any_batch else None)
+
+
+def _export(model: torch.nn.Module, inputs: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
     said = io.StringIO()
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = log.level
@@ -108,7 +136,7 @@ def _export(model: torch.nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exp
         with contextlib.redirect_stderr(said), warnings.catch_warnings():
             # Recurrent layers keep lists of their weights, which torch puts back itself.
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
-            exported = torch.export.export(model, inputs, strict=False)
+            exported = torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(said.getvalue())
         return exported
     except Exception as error:
@@ -143,10 +171,12 @@ class _Reader:
         self.nodes: list[Node] = []
         self.unknown: dict[str, list[str]] = {}
         self.parameters: set[torch.fx.Node] = set()
+        self.origins: dict[torch.fx.Node, int] = {}
 
     def graph(self, allow_unknown: bool) -> Graph:
         signature = self.exported.graph_signature
-        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        parameters = signature.inputs_to_parameters
+        names = {**parameters, **signature.inputs_to_buffers}
         given = set(signature.user_inputs)
         inputs: list[int] = []
         outputs: list[int] = []
@@ -154,9 +184,7 @@ class _Reader:
             if node.op == "placeholder":
                 value = node.meta.get("val")
                 if isinstance(value, torch.Tensor):
-                    self.values[node] = self._tensor(
-                        value, names.get(node.name), node.name in signature.inputs_to_parameters
-                    )
+                    self.values[node] = self._tensor(value, names.get(node.name), node.name in parameters)
                     if node.name in given:
                         inputs.append(self.values[node])
                     elif node.name in names:
@@ -167,8 +195,8 @@ class _Reader:
                 self._node(node, self.exported.graph_module)
         if self.unknown and not allow_unknown:
             raise UnknownOperatorError(self.unknown)
-        groups, axes = find_groups(self.nodes, self.tensors, inputs, outputs)
-        return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), groups, axes)
+        channels = find_channels(self.nodes, self.tensors, inputs, outputs)
+        return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), channels)
 
     def _node(self, node: torch.fx.Node, owner: torch.nn.Module) -> None:
         """Read a node that is neither input nor output of the graph that ``owner`` holds."""
@@ -205,13 +233,12 @@ class _Reader:
                 self._node(inner, body)
 
     def _tensor(self, value: torch.Tensor, parameter: str | None = None, trainable: bool = False) -> int:
-        symbols = [getattr(size, "node", None) for size in value.shape]
-        if any(s is not None and s.maybe_as_int() is None for s in symbols):
+        shape = tuple(size_of(s) for s in value.shape)
+        if None in shape:
             raise CaptureError(
                 f"a tensor's size depends on the values of another, shape {tuple(value.shape)}: the network "
                 "has no fixed list of operators; capture the part of it that has"
             )
-        shape = tuple(int(s) for s in value.shape)
         dtype = str(value.dtype).removeprefix("torch.")
         self.tensors.append(Tensor(shape, dtype, parameter, trainable))
         return len(self.tensors) - 1
@@ -244,6 +271,7 @@ class _Reader:
         module = _module(node)
         if not ops.is_known(spec):
             self.unknown.setdefault(name, []).append(module or "the model itself")
+        self.origins[node] = len(self.nodes)
         self.nodes.append(Node(node.name, spec, tuple(t for _, t in inputs), outputs, module))
         self.values[node] = outputs if isinstance(value, tuple | list) else outputs[0]
 
@@ -268,8 +296,8 @@ class _Reader:
                 inputs += [(argument.name, t) for t in found]
                 if isinstance(value, list | tuple) and None in value:  # which places of the list are taken
                     attrs.append((argument.name, tuple(v is not None for v in value)))
-            elif value is not None and not isinstance(value, torch.fx.Node):
-                attrs.append((argument.name, _plain(value)))
+            elif value is not None and (size := _plain(value)) is not None:
+                attrs.append((argument.name, size))
         return (name if namespace == "aten" else f"{namespace}.{name}"), inputs, tuple(attrs)
 
     def _kind(
@@ -335,10 +363,21 @@ def _ids(value: Any) -> list[int]:
     return [t for t in value if t is not None] if isinstance(value, tuple) else []
 
 
+def size_of(value: Any) -> Any:
+    """A size as a number: the example's where it may be any; None where it depends on values."""
+    node = getattr(value, "node", None)
+    if node is None or node.maybe_as_int() is not None:
+        return int(value)
+    return node.hint if node.has_hint() else None
+
+
 def _plain(value: Any) -> Any:
-    """An attribute as JSON can hold it."""
+    """An attribute as JSON can hold it; None for what is no value."""
     if isinstance(value, list | tuple):
         return tuple(_plain(v) for v in value)
+    if isinstance(value, torch.fx.Node):
+        value = value.meta.get("val")
+        return None if value is None or isinstance(value, torch.Tensor) else size_of(value)
     if isinstance(value, bool | int | float | str):
         return value
     return str(value).removeprefix("torch.")

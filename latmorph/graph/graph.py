@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from latmorph import ops
 from latmorph.errors import StructureError, UsageError
-from latmorph.opspec import OpSpec, Scalar, Step
+from latmorph.ops.rearrange import BLOCK
+from latmorph.opspec import OpSpec, Scalar, Step, TensorSpec, ceil_to
 
 
 @dataclass(frozen=True)
@@ -71,22 +74,86 @@ class ChannelGroup:
     frozen: str | None = None
 
 
+@dataclass(frozen=True)
+class AxisSize:
+    """The size of a tensor's axis as a function of the groups' widths.
+
+    The sum over ``terms``, of groups and a count, of the count times the widths of the groups; over
+    ``divisor`` and rounded up, which is exact wherever what is alive is a product along the tensor's axes.
+    """
+
+    terms: tuple[tuple[tuple[int, ...], int], ...]
+    divisor: int = 1
+
+    @cached_property
+    def groups(self) -> frozenset[int]:
+        """The groups that the size depends on."""
+        return frozenset(g for named, _ in self.terms for g in named)
+
+    def at(self, widths: np.ndarray) -> np.ndarray:
+        """The size at widths of shape ``(variants, groups)``, int64 of shape ``(variants,)``."""
+        total = np.zeros(len(widths), dtype=np.int64)
+        for named, count in self.terms:
+            total += count * widths[:, list(named)].prod(axis=1)
+        return ceil_to(total, self.divisor) // self.divisor if self.divisor > 1 else total
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Where elements of a tensor stand along the one ``axis`` of the tensor ``root`` that it is made of.
+
+    ``source`` holds the index there, of a shape broadcastable to the tensor's. ``names`` says for every axis
+    of the tensor which of root's axes it is, or :data:`latmorph.ops.rearrange.BLOCK`.
+    """
+
+    root: int
+    axis: int
+    source: np.ndarray
+    names: tuple[int, ...]
+
+
+def is_joint(layer: np.ndarray) -> bool:
+    """Whether a layer of channels varies along more than one axis."""
+    return len([size for size in layer.shape if size > 1]) > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Channel groups of a network, and where their channels stand.
+
+    Channels are numbered through all groups in order. ``places`` holds for every tensor with channels layers
+    of these numbers: arrays broadcastable to its shape, -1 for none; an element is alive where all of its
+    channels are. ``singles`` holds by (tensor, axis) the channels of axes of size 1, along which no layer
+    varies. ``axes`` maps (tensor, axis) to the axis's size. ``blocks`` is empty unless what is alive of
+    some tensor is no product along its axes; such tensors are never computed on, only rearranged, and
+    ``blocks`` says of what.
+    """
+
+    groups: tuple[ChannelGroup, ...] = ()
+    places: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    singles: dict[tuple[int, int], tuple[np.ndarray, ...]] = field(default_factory=dict)
+    axes: dict[tuple[int, int], AxisSize] = field(default_factory=dict)
+    blocks: dict[int, Block] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A captured network: operators in execution order, tensors, and channel groups.
+    """A captured network: operators in execution order, tensors, and channels.
 
-    ``axes`` maps (tensor, axis) to the groups along that axis, as pairs of a group's index and the
-    number of indices that each of its channels has there. Every shape is a function of the widths.
-    ``onnx`` is the file that the network was read from, if it was.
+    Every shape is a function of the widths. ``onnx`` is the file that the network was read from, if it was.
     """
 
     nodes: tuple[Node, ...]
     tensors: tuple[Tensor, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    groups: tuple[ChannelGroup, ...] = ()
-    axes: dict[tuple[int, int], tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    channels: Channels = field(default_factory=Channels)
     onnx: Path | None = None
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The channel groups, in execution order."""
+        return self.channels.groups
 
     @property
     def specs(self) -> tuple[OpSpec, ...]:
@@ -140,8 +207,8 @@ class Graph:
         """For every group, the nodes whose shapes depend on its width."""
         touched: list[list[int]] = [[] for _ in self.groups]
         of_tensor: dict[int, set[int]] = {}
-        for (tensor, _), parts in self.axes.items():
-            of_tensor.setdefault(tensor, set()).update(g for g, _ in parts)
+        for (tensor, _), size in self.channels.axes.items():
+            of_tensor.setdefault(tensor, set()).update(size.groups)
         for i, node in enumerate(self.nodes):
             found: set[int] = set()
             for tensor in (*node.inputs, *node.outputs):
@@ -154,9 +221,9 @@ class Graph:
         """Shape of one tensor at the given widths, int64 of shape ``(variants, groups)``."""
         shape: list[Scalar] = list(self.tensors[tensor].shape)
         for axis in range(len(shape)):
-            parts = self.axes.get((tensor, axis))
-            if parts and any(self.groups[g].frozen is None for g, _ in parts):
-                shape[axis] = sum(count * widths[:, g] for g, count in parts)
+            size = self.channels.axes.get((tensor, axis))
+            if size and any(self.groups[g].frozen is None for g in size.groups):
+                shape[axis] = size.at(widths)
         return tuple(shape)
 
     def specs_at(self, widths: np.ndarray, nodes: Iterable[int] | None = None) -> list[OpSpec]:
@@ -174,6 +241,16 @@ class Graph:
             for node in (self.nodes[i] for i in chosen)
         ]
 
+    def resized(self, widths: np.ndarray, nodes: Iterable[int] | None = None) -> list[OpSpec]:
+        """The operators at widths of shape ``(groups,)``, with the attributes that follow from sizes."""
+        chosen = range(len(self.nodes)) if nodes is None else list(nodes)
+        found = []
+        for i, spec in zip(chosen, self.specs_at(widths[None], chosen), strict=True):
+            inputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.inputs]
+            outputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.outputs]
+            found.append(ops.resized(self.nodes[i].spec, inputs, outputs))
+        return found
+
     def steps_at(self, widths: np.ndarray, nodes: Sequence[int] | None = None) -> tuple[Step, ...]:
         """The network at other widths, of shape ``(groups,)``, as steps that a backend can time.
 
@@ -187,22 +264,70 @@ class Graph:
             raise UsageError(f"operators without a handler cannot be timed: {', '.join(self.unknown)}")
         chosen = range(len(self.nodes)) if nodes is None else nodes
         given, wanted = (self.inputs, self.outputs) if nodes is None else self._boundary(chosen)
+        crooked = frozenset() if np.array_equal(widths, self.widths) else self.crooked
         made = {tensor: (-1, k) for k, tensor in enumerate(given)}
-        steps = []
-        for i, spec in enumerate(self.specs_at(widths[None], chosen)):
-            node = self.nodes[chosen[i]]
-            inputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.inputs]
-            outputs = [tuple(int(np.ravel(s)[0]) for s in t.shape) for t in spec.outputs]
-            fitted = ops.fitted(spec.with_shapes(inputs, outputs))
+        steps: list[Step] = []
+
+        def add(spec: OpSpec, inputs: Sequence[int], outputs: Sequence[int]) -> None:
             operands = (
                 replace(operand, parameter=tensor not in made)
-                for operand, tensor in zip(fitted.inputs, node.inputs, strict=True)
+                for operand, tensor in zip(spec.inputs, inputs, strict=True)
             )
-            sources = tuple(made[t] for t in node.inputs if t in made)
-            returned = tuple(k for k, t in enumerate(node.outputs) if t in wanted)
-            steps.append(Step(replace(fitted, inputs=tuple(operands)), sources, returned))
-            made.update({t: (i, k) for k, t in enumerate(node.outputs)})
+            sources = tuple(made[t] for t in inputs if t in made)
+            returned = tuple(k for k, t in enumerate(outputs) if t in wanted)
+            made.update({t: (len(steps), k) for k, t in enumerate(outputs)})
+            steps.append(Step(replace(spec, inputs=tuple(operands)), sources, returned))
+
+        for i, fitted in zip(chosen, self.resized(widths, chosen), strict=True):
+            node = self.nodes[i]
+            if crooked.isdisjoint((*node.inputs[:1], *node.outputs)):
+                add(fitted, node.inputs, node.outputs)
+            elif crooked.isdisjoint(node.outputs):
+                for tensor in node.outputs:
+                    # Numbers of tensors that the network does not have: what lies on the way.
+                    way = [self.channels.blocks[tensor].root, -2 - 2 * tensor, -3 - 2 * tensor]
+                    specs = self._gathered(tensor, widths)
+                    for k, spec in enumerate(specs):
+                        last = tensor if k + 1 == len(specs) else way[k + 1]
+                        add(spec, (way[k], -1)[: len(spec.inputs)], (last,))
         return tuple(steps)
+
+    @cached_property
+    def crooked(self) -> frozenset[int]:
+        """Tensors of which what is alive is no product along their axes: they are only rearranged."""
+        places = self.channels.places.items()
+        return frozenset(t for t, layers in places if any(is_joint(layer) for layer in layers))
+
+    def _gathered(self, tensor: int, widths: np.ndarray) -> list[OpSpec]:
+        """The operators that read a tensor straight out of the one that its block begins at."""
+        block = self.channels.blocks[tensor]
+        root, made = (
+            tuple(int(np.ravel(n)[0]) for n in self.shape_at(t, widths[None])) for t in (block.root, tensor)
+        )
+        spread = tuple(n for n, name in zip(made, block.names, strict=True) if name == BLOCK)
+        picked = (*root[: block.axis], prod(spread), *root[block.axis + 1 :])
+        unfolded = (*root[: block.axis], *spread, *root[block.axis + 1 :])
+        kept = [*range(block.axis), *[BLOCK] * len(spread), *range(block.axis + 1, len(root))]
+        where = iter(range(block.axis, block.axis + len(spread)))
+        order = tuple(next(where) if name == BLOCK else kept.index(name) for name in block.names)
+        dtype = self.tensors[tensor].dtype
+        indices = TensorSpec("index", (prod(spread),), "int64", True)
+
+        def call(
+            kind: str, before: tuple[int, ...], after: tuple[int, ...], *more: TensorSpec, **attrs: Any
+        ) -> OpSpec:
+            inputs = (TensorSpec("self", before, dtype), *more)
+            return OpSpec(kind, inputs, (TensorSpec("out", after, dtype),), tuple(attrs.items()))
+
+        if (np.diff(block.source.ravel()) == 1).all():  # as whatever is left of it will be: a run
+            found = [call("view", root, picked, dim=block.axis, start=0, length=prod(spread), op="narrow")]
+        else:
+            found = [call("index_select", root, picked, indices, dim=block.axis)]
+        if len(spread) > 1:
+            found.append(call("view", picked, unfolded, dim=block.axis, sizes=spread, op="unflatten"))
+        if order != tuple(range(len(order))):
+            found.append(call("view", unfolded, made, dims=order, op="permute"))
+        return found
 
     def _boundary(self, nodes: Sequence[int]) -> tuple[list[int], set[int]]:
         """Tensors that the nodes read and others make, and those that they make and others read."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latmorph.errors import CaptureError, UnknownOperatorError
-from latmorph.graph.channels import find_groups
+from latmorph.graph.channels import find_channels
 from latmorph.graph.graph import Graph
 from latmorph.graph.onnx_nodes import TABLE, Call, Shape, Values
 from latmorph.onnx_ops import import_onnx
@@ -92,9 +92,9 @@ class _Reader(Values):
 
     def graph(self) -> Graph:
         outputs = [self.tensor(v.name) for v in self.model.graph.output if v.name in self.types]
-        groups, axes = find_groups(self.nodes, self.tensors, self.inputs, outputs)
+        channels = find_channels(self.nodes, self.tensors, self.inputs, outputs)
         return Graph(
-            *(tuple(self.nodes), tuple(self.tensors), tuple(self.inputs), tuple(outputs), groups, axes),
+            *(tuple(self.nodes), tuple(self.tensors), tuple(self.inputs), tuple(outputs), channels),
             onnx=self.path,
         )
 

@@ -122,7 +122,7 @@ class ParameterCost(CostModel):
     def items(self, graph: Graph, group: int | None = None) -> Sequence[int]:
         if group is None:
             return graph.trainable
-        touched = {t for (t, _), parts in graph.axes.items() for g, _ in parts if g == group}
+        touched = {t for (t, _), size in graph.channels.axes.items() if group in size.groups}
         return [t for t in graph.trainable if t in touched]
 
     def sum_of(self, graph: Graph, widths: np.ndarray, items: Sequence[int]) -> np.ndarray:

@@ -61,8 +61,8 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def keep(cls, graph: Graph, kept: Mapping[str, Sequence[int]]) -> Structure:
         """The structure that keeps these channel indices of these groups, and all of the others.
 
-        Raises StructureError for a group that does not exist or is frozen, for indices out of range
-        or twice, and for a group left empty.
+        A group that nothing is kept of takes with it the operators that have no elements left. Raises
+        StructureError for a group that does not exist or is frozen, and for indices out of range or twice.
         """
         indices: dict[int, np.ndarray] = {}
         for name, given in kept.items():
@@ -71,9 +71,7 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             chosen = np.asarray(given, dtype=np.int64).ravel()
             if group.frozen is not None and len(chosen) != group.width:
                 raise StructureError(f"group {name!r} is frozen: {group.frozen}")
-            if len(chosen) == 0:
-                raise StructureError(f"group {name!r} would be left empty: keep at least one channel")
-            if chosen.min() < 0 or chosen.max() >= group.width:
+            if len(chosen) and (chosen.min() < 0 or chosen.max() >= group.width):
                 raise StructureError(
                     f"group {name!r} has channels 0 to {group.width - 1}, "
                     f"got {int(chosen.min())} to {int(chosen.max())}"
@@ -109,12 +107,36 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             widths[graph.group(name)] = len(group.kept)
         return widths
 
+    def alive(self, graph: Graph) -> np.ndarray:
+        """Which channels are kept, a mask over those of all groups of ``graph`` in order."""
+        self._check_network(graph)
+        masks = []
+        for group in graph.groups:
+            mask = np.ones(group.width, dtype=bool)
+            if group.name in self.groups:
+                mask[:] = False
+                mask[list(self.groups[group.name].kept)] = True
+            masks.append(mask)
+        return np.concatenate(masks) if masks else np.zeros(0, dtype=bool)
+
     def _check_network(self, graph: Graph) -> None:
-        if graph.fingerprint != self.network:
-            raise StructureError(
-                f"the structure is of network {self.network}, not of {graph.fingerprint}: "
-                "apply it to the model that it was learned on"
-            )
+        if graph.fingerprint == self.network:
+            return
+        free = {graph.groups[g].name: graph.groups[g].width for g in graph.prunable}
+        difference = "parameters or frozen groups differ"
+        for name in dict.fromkeys((*self.groups, *free)):
+            own = self.groups[name].width if name in self.groups else None
+            if own != free.get(name):
+                has, wants = (
+                    "no such group that can shrink" if width is None else f"{width} channels in it"
+                    for width in (free.get(name), own)
+                )
+                difference = f"group {name!r}: the model has {has}, the structure {wants}"
+                break
+        raise StructureError(
+            f"the structure is of network {self.network}, not of {graph.fingerprint} ({difference}): "
+            "apply it to the model that it was learned on"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the structure as JSON, whole or not at all."""
@@ -145,7 +167,7 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _validate(self, path: Path) -> None:
         def check(what: str, size: int, kept: tuple[int, ...]) -> None:
             ascending = all(a < b for a, b in itertools.pairwise(kept))
-            if not kept or not ascending or kept[0] < 0 or kept[-1] >= size:
+            if not ascending or (kept and (kept[0] < 0 or kept[-1] >= size)):
                 raise StructureError(f"{path}: damaged (kept indices of {what} are not in 0..{size - 1})")
 
         for name, group in self.groups.items():
@@ -159,7 +181,7 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _slices(graph: Graph, indices: dict[int, np.ndarray]) -> tuple[Slice, ...]:
     sizes = {t.parameter: t.shape for t in graph.tensors if t.parameter is not None}
     alive: dict[tuple[str, int], np.ndarray] = {}
-    for g, kept in indices.items():
+    for g, kept in sorted(indices.items()):
         group = graph.groups[g]
         if len(kept) == group.width:
             continue
@@ -174,20 +196,50 @@ def _slices(graph: Graph, indices: dict[int, np.ndarray]) -> tuple[Slice, ...]:
     )
 
 
-def shrink(model: torch.nn.Module, structure: Structure) -> torch.nn.Module:
-    """A copy of ``model`` without the channels that ``structure`` leaves out: same classes, weights kept.
+def shrink(
+    model: torch.nn.Module,
+    structure: Structure,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    weights: bool = True,
+) -> torch.nn.Module:
+    """A copy of ``model`` without the channels that ``structure`` leaves out, weights kept.
 
-    Where the removed channels contribute nothing (as after training with
-    :meth:`latmorph.Regularizer.attach`), the outputs stay the same.
+    The same classes where the model's own code runs at the new sizes, which is checked operator by operator;
+    otherwise a module written from the graph, with torch's layers under their old names. Where the removed
+    channels contribute nothing (as after training with :meth:`latmorph.Regularizer.attach`), the outputs stay
+    the same. An ``optimizer`` of the model's becomes one of the smaller network's, with what is left of its
+    state. Without ``weights`` every layer is initialised as layers of its class initialise themselves, to be
+    trained from scratch.
 
-    Raises StructureError when the structure is another model's, or when the model's ``forward``
-    hard-codes a size that changes.
+    Raises StructureError when the structure is another model's, with the first difference, and when a group
+    at zero cuts the network in two.
     """
-    from latmorph.graph.rebuild import resize
+    from latmorph.graph.capture import export, read
+    from latmorph.graph.cut import Cut
+    from latmorph.graph.rebuild import example, follow, reset, shrunk
 
+    _check_slices(model, structure)
+    device = next((p.device for p in model.parameters()), "cpu")
+    found = read(export(model, tuple(example(i.shape, i.dtype, device) for i in structure.inputs)), True)
+    alive = structure.alive(found.graph)
+    if (
+        structure.slices
+        != Structure.keep(found.graph, {n: g.kept for n, g in structure.groups.items()}).slices
+    ):
+        raise StructureError("the structure is damaged: its slices are not those of its groups")
+    cut = Cut(found.graph, alive)
+    small = shrunk(model, found, cut)
+    if not weights:
+        reset(small)
+    if optimizer is not None:
+        follow(optimizer, model, small, found.graph, cut)
+    return small
+
+
+def _check_slices(model: torch.nn.Module, structure: Structure) -> None:
     held: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
     held.update(model.named_buffers(remove_duplicate=False))
-    changes: dict[str, dict[int, np.ndarray]] = {}
     for part in structure.slices:
         tensor = held.get(part.parameter)
         if tensor is None or part.axis >= tensor.ndim or tensor.shape[part.axis] != part.size:
@@ -196,5 +248,3 @@ def shrink(model: torch.nn.Module, structure: Structure) -> torch.nn.Module:
                 f"the structure expects {part.parameter!r} with {part.size} indices along axis "
                 f"{part.axis}, the model has {has}: it is another model's, or this one is shrunk already"
             )
-        changes.setdefault(part.parameter, {})[part.axis] = np.asarray(part.kept, dtype=np.int64)
-    return resize(model, changes, [(i.shape, i.dtype) for i in structure.inputs])

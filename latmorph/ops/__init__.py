@@ -8,32 +8,34 @@ To teach latmorph an operator, add a handler here. Nothing else needs to know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from latmorph.ops import moves, norms, pointwise, products, spatial
-from latmorph.ops.base import AxisLabels, Handler, broadcast_features, freeze_everything, is_one, prod
-from latmorph.ops.moves import reshape_labels
-from latmorph.ops.pointwise import Elementwise
+from latmorph.ops.base import AxisLabels, Handler, Shape, broadcast_features, freeze_everything, is_one, prod
+from latmorph.ops.pointwise import Binary, Elementwise
+from latmorph.ops.rearrange import Rearrangement
 from latmorph.opspec import OpSpec, Scalar
 
 __all__ = [
     "UNKNOWN",
     "AxisLabels",
+    "Binary",
     "Elementwise",
     "Handler",
     "broadcast_features",
     "by_aten",
     "byte_count",
-    "fitted",
     "flops",
     "handler_of",
     "is_known",
     "is_layout",
     "is_one",
+    "is_pointwise",
     "laid_out",
     "prod",
+    "rearrangements",
     "register",
-    "reshape_labels",
+    "resized",
 ]
 
 
@@ -96,14 +98,30 @@ def byte_count(spec: OpSpec) -> Scalar:
     return handler_of(spec.kind).bytes(spec)
 
 
-def fitted(spec: OpSpec) -> OpSpec:
-    """The operator with those attributes that repeat a size made to agree with its shapes."""
-    return handler_of(spec.kind).fitted(spec)
+def resized(spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+    """The operator at other shapes, with attributes that repeat or follow from a size made to agree."""
+    return handler_of(spec.kind).resized(spec, inputs, outputs)
+
+
+def rearrangements(spec: OpSpec) -> list[Rearrangement]:
+    """For every output, where its elements stood in the first operand; empty where any is computed."""
+    return handler_of(spec.kind).rearrangements(spec)
 
 
 def laid_out(spec: OpSpec, dense: bool) -> OpSpec:
     """The operator marked as ``strided`` unless the activations it reads are dense; a view does not care."""
     return spec if dense or spec.kind == "view" else spec.with_attr("strided", True)
+
+
+def is_pointwise(spec: OpSpec) -> bool:
+    """Whether every element is made of those in its place alone, and of parameters of its channel."""
+    handler = handler_of(spec.kind)
+    alike = isinstance(handler, pointwise.Elementwise | pointwise.Binary | pointwise.PRelu)
+    return (
+        alike
+        or spec.attr("op") in moves.Layout.same
+        or (spec.kind == "batch_norm" and not spec.attr("training"))
+    )
 
 
 def is_known(spec: OpSpec) -> bool:

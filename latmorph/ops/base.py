@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from latmorph.ops.rearrange import Rearrangement
 from latmorph.opspec import OpSpec, Scalar, TensorSpec
 
 if TYPE_CHECKING:
     from latmorph.ops.calls import Parameter
+
+Shape = tuple[Scalar, ...]
 
 Labels = np.ndarray | None
 """Labels of one axis, int64 of the axis's size; None where nothing can be removed."""
@@ -20,12 +23,16 @@ Labels = np.ndarray | None
 class AxisLabels(Protocol):
     """What a channel rule may do with the channel labels of one operator's operands.
 
-    A label is an integer for one index of one tensor axis; indices whose labels are tied live and
-    die together. An axis whose indices can never be removed (time, height, ...) has no labels: None.
+    A label is an integer that stands for a place of a channel; indices with tied labels live and die
+    together. An axis whose indices can never be removed (time, height, ...) has no labels: None; an
+    index that can't, among others that can, has the label -1.
     """
 
     def axis(self, operand: int, axis: int, role: str = "elementwise") -> Labels:
-        """Labels of one axis of one operand; for a parameter, ``role`` says what the axis is."""
+        """Labels of one axis of one operand; for a parameter, ``role`` says what the axis is.
+
+        From then on, what is alive of the operand is the product of what is alive along its axes.
+        """
 
     def tie(self, a: Labels, b: Labels) -> None:
         """Indices of ``a`` and ``b`` live and die together, one by one."""
@@ -33,8 +40,20 @@ class AxisLabels(Protocol):
     def freeze(self, labels: Labels, reason: str) -> None:
         """These indices can never be removed."""
 
+    def fresh(self, size: int) -> np.ndarray:
+        """New labels: of what there can be any number of, or of the factors of others."""
+
+    def product(self, whole: Labels, factors: Sequence[np.ndarray]) -> None:
+        """An index of ``whole`` is alive where all of its factors, broadcast against each other, are."""
+
+    def silent(self, operand: int) -> bool:
+        """Whether a removed channel is zero in the operand before it is removed."""
+
     def output(self, axes: Sequence[Labels], index: int = 0) -> None:
         """Labels of every axis of one output."""
+
+    def rearranged(self, how: Rearrangement, index: int = 0) -> None:
+        """One output is the first operand rearranged; axes need not be products of what is alive."""
 
 
 def prod(sizes: Sequence[Scalar]) -> Scalar:
@@ -116,9 +135,9 @@ class Handler:
         """Sizes, beside FLOPs and bytes, that a kernel's efficiency may depend on."""
         return {}
 
-    def fitted(self, spec: OpSpec) -> OpSpec:
-        """The operator with those attributes that repeat a size made to agree with its shapes."""
-        return spec
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        """The operator at other shapes, with attributes that repeat or follow from a size made to agree."""
+        return spec.with_shapes(list(inputs), list(outputs))
 
     def target(self, spec: OpSpec) -> str:
         """Name in torch's ``aten`` namespace that runs this operator."""
@@ -133,6 +152,17 @@ class Handler:
     def keeps_zero(self, spec: OpSpec) -> bool:
         """Whether a channel that is zero in every activation it reads is zero in what it writes."""
         return True
+
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        """Whether removed channels are zero in what is written, given whether they are in each operand.
+
+        Rows of parameters that make a removed channel count as zero.
+        """
+        return self.keeps_zero(spec) and all(operands)
+
+    def rearrangements(self, spec: OpSpec) -> list[Rearrangement]:
+        """For every output, where its elements stood in the first operand; empty where any is computed."""
+        return []
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         """How the operator ties the channels of its operands. By default: frozen, by name."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from latmorph.ops.base import AxisLabels, Handler, Labels, as_tuple, freeze_everything, pass_axes, prod
+from latmorph.ops.base import AxisLabels, Handler, Labels, Shape, as_tuple, freeze_everything, prod
 from latmorph.ops.pointwise import broadcast_axes
+from latmorph.ops.rearrange import Permute, Rearrangement, Reshape, Take
 from latmorph.opspec import OpSpec, Scalar, TensorSpec
 
 
@@ -25,18 +27,21 @@ class Layout(Handler):
         *("permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT", "mH"),
         *("adjoint", "matrix_H"),
     )
-    cuts = (
-        *("select", "slice", "unbind", "split", "split_with_sizes", "tensor_split", "narrow", "unsafe_split"),
-        *("unsafe_split_with_sizes", "hsplit", "vsplit", "dsplit"),
+    splits = (
+        *("split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_split_with_sizes"),
+        *("hsplit", "vsplit", "dsplit"),
     )
+    cuts = ("select", "slice", "unbind", "narrow", *splits)
     halves = ("chunk", "unsafe_chunk")
     same = (
         *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
         *("contiguous", "clone", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"),
         *("_conj", "resolve_conj", "resolve_neg", "real", "imag"),
     )
+    expands = ("expand", "expand_as", "broadcast_to")
     others = (
-        *("expand", "expand_as", "broadcast_to", "meshgrid", "unfold", "diagonal", "view_as_real"),
+        *expands,
+        *("meshgrid", "unfold", "diagonal", "view_as_real"),
         *("view_as_complex", "as_strided", "broadcast_tensors"),
     )
     aten = (*shapes, *orders, *cuts, *halves, *same, *others)
@@ -60,76 +65,106 @@ class Layout(Handler):
             return 0
         return super().bytes(spec)
 
-    def fitted(self, spec: OpSpec) -> OpSpec:
-        sized = spec.attr("op") != "unfold"  # whose size is a window's
-        for name in ("size", "shape") if sized else ():
-            given = spec.attr(name)
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        name, new = str(spec.attr("op")), super().resized(spec, inputs, outputs)
+        sized = name != "unfold"  # whose size is a window's
+        for attr in ("size", "shape") if sized else ():
+            given = spec.attr(attr)
             if given is not None:  # -1 stands for what is left, at any width
-                sizes = zip(given, spec.out.shape, strict=True)
-                spec = spec.with_attr(name, tuple(-1 if g == -1 else size for g, size in sizes))
-        return spec
+                new = new.with_attr(attr, _open(given, new.out.shape))
+        if name == "unflatten":
+            given, dim = spec.attr("sizes"), spec.attr("dim") % len(spec.inputs[0].shape)
+            new = new.with_attr("sizes", _open(given, new.out.shape[dim : dim + len(given)]))
+        cut = name in (*self.splits, *self.halves)
+        sizes, before = (
+            [t.shape[spec.attr("dim", 0)] for t in s.outputs] if cut else [] for s in (new, spec)
+        )
+        if sizes != before:
+            dim = spec.attr("dim", 0)
+            parts = {"split_sizes": tuple(sizes), "dim": dim, "op": "split_with_sizes"}
+            left_out = {*parts, "chunks", "split_size", "sections", "indices"}
+            kept = [pair for pair in new.attrs if pair[0] not in left_out]
+            return replace(new, attrs=(*kept, *parts.items()))
+        dim, step = spec.attr("dim", 0), spec.attr("step", 1)
+        if name in ("slice", "narrow") and new.out.shape[dim] != spec.out.shape[dim]:
+            size = new.out.shape[dim]
+            ends = {"slice": ("end", (size - 1) * step + 1), "narrow": ("length", size)}
+            new = new.with_attr("start", 0).with_attr(*ends[name])
+        return new
+
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return operands[0] and spec.attr("op") not in self.expands  # one copy less is no zero
 
     def target(self, spec: OpSpec) -> str:
         name = str(spec.attr("op"))
         # Dropout calls what it reads "input", but "self" where it works in place.
         return f"{name}_" if "dropout" in name and spec.operand("self") is not None else name
 
+    def rearrangements(self, spec: OpSpec) -> list[Rearrangement]:
+        name = str(spec.attr("op"))
+        shape = spec.inputs[0].shape
+        rank = len(shape)
+        if name in self.shapes:
+            return [Reshape(shape, spec.out.shape)]
+        if name in self.orders:
+            return [Permute(tuple(_order(spec, name, rank)))]
+        if name in self.same:
+            return [Permute(tuple(range(rank)))]
+        if name not in (*self.cuts, *self.halves) or not rank:
+            return []
+        dim = spec.attr("dim", {"vsplit": 0, "hsplit": min(1, rank - 1), "dsplit": 2}.get(name, 0)) % rank
+        places = np.arange(shape[dim])
+        if name == "select":
+            return [Take(dim, places[[spec.attr("index")]], kept=False)]
+        if name == "unbind":
+            return [Take(dim, places[[k]], kept=False) for k in range(len(spec.outputs))]
+        if name == "slice":
+            return [Take(dim, places[spec.attr("start") : spec.attr("end") : spec.attr("step")])]
+        if name == "narrow":
+            return [Take(dim, places[spec.attr("start") :][: spec.attr("length")])]
+        ends = np.cumsum([t.shape[dim] for t in spec.outputs])
+        return [Take(dim, part) for part in np.split(places, ends[:-1])]
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         name = str(spec.attr("op"))
-        before, after = spec.inputs[0].shape, spec.out.shape
-        rank = len(before)
-        axes = [io.axis(0, a) for a in range(rank)]
-        if name in self.shapes:
-            result, broken = reshape_labels(before, after, axes)
-            for labels in broken:
-                io.freeze(labels, f"{name} takes these channels apart")
-            for a in range(len(result) if len(spec.inputs) > 1 else 0):  # the shape is another tensor's
-                io.tie(result[a], io.axis(1, a))
-            io.output(result)
-        elif name in self.orders:
-            io.output([axes[d] for d in _order(spec, name, rank)])
-        elif name in ("expand", "expand_as", "broadcast_to"):
-            lead = len(after) - rank
-            given: list[Labels] = [None] * len(after)
-            if len(spec.inputs) > 1:
-                given = [io.axis(1, a) for a in range(len(after))]
-            for a in range(rank):
-                if before[a] != after[a + lead]:
-                    io.freeze(axes[a], "expanded from one channel to many")
-                else:
-                    if len(spec.inputs) > 1:
-                        io.tie(axes[a], given[a + lead])
-                    given[a + lead] = axes[a]
-            io.output(given)
-        elif name in self.cuts:
-            dim = spec.attr("dim", 0) % rank
-            if name == "slice" and tuple(before) == tuple(after):
-                io.output(axes)
-                return
-            io.freeze(axes[dim], f"{name} cuts these channels at fixed places")
-            gone = name in ("select", "unbind")
-            for i in range(len(spec.outputs)):
-                io.output([None if a == dim else x for a, x in enumerate(axes) if not (gone and a == dim)], i)
-        elif name in self.halves:
-            self._halve(spec, io, axes, spec.attr("dim", 0) % rank)
-        elif name in self.same:
-            io.output(axes)
+        found = self.rearrangements(spec)
+        if found:
+            for i, how in enumerate(found):
+                io.rearranged(how, i)
+        elif name in self.expands:
+            self._expand(spec, io)
+        elif name == "unfold":
+            dim = spec.attr("dimension") % len(spec.inputs[0].shape)
+            axes = [io.axis(0, a) for a in range(len(spec.inputs[0].shape))]
+            io.freeze(axes[dim], "unfold makes windows of these channels")
+            axes[dim] = None
+            io.output([*axes, None])
         else:
             freeze_everything(spec, io, f"{name} has no channel rule")
 
-    def _halve(self, spec: OpSpec, io: AxisLabels, axes: list[Labels], dim: int) -> None:
-        """Equal parts stay equal, so the k-th channel of every part is one unit."""
-        cut = axes[dim]
-        count = len(spec.outputs)
-        parts: list[Labels] = [None] * count
-        if cut is not None and all(t.shape == spec.out.shape for t in spec.outputs):
-            parts = list(cut.reshape(count, -1))
-            for part in parts[1:]:
-                io.tie(parts[0], part)
-        else:
-            io.freeze(cut, f"{spec.attr('op')} cuts these channels at fixed places")
-        for k, part in enumerate(parts):
-            io.output([*axes[:dim], part, *axes[dim + 1 :]], k)
+    def _expand(self, spec: OpSpec, io: AxisLabels) -> None:
+        """Copies can be of any number: of heads that share a key, say, or of another operand's channels."""
+        before, after = spec.inputs[0].shape, spec.out.shape
+        lead = len(after) - len(before)
+        given: list[Labels] = [None] * len(after)
+        if len(spec.inputs) > 1:
+            given = [io.axis(1, a) for a in range(len(after))]
+        axes: list[Labels] = []
+        for a, size in enumerate(after):
+            own = io.axis(0, a - lead) if a >= lead else None
+            if a >= lead and before[a - lead] == size:
+                if len(spec.inputs) > 1:
+                    io.tie(own, given[a])
+            else:
+                io.freeze(own, "expanded from one channel to many")
+                own = given[a] if len(spec.inputs) > 1 else io.fresh(size)
+            axes.append(own)
+        io.output(axes)
+
+
+def _open(given: Sequence[int], sizes: Sequence[Scalar]) -> tuple[Scalar, ...]:
+    """Sizes, with -1 where it was given: it stands for what is left, at any width."""
+    return tuple(-1 if g == -1 else size for g, size in zip(given, sizes, strict=True))
 
 
 def _order(spec: OpSpec, name: str, rank: int) -> list[int]:
@@ -150,53 +185,6 @@ def _order(spec: OpSpec, name: str, rank: int) -> list[int]:
         b = spec.attr("dim1", spec.attr("axis1", -1 if last else 1))
         order[a], order[b] = order[b], order[a]
     return order
-
-
-def reshape_labels(
-    before: Sequence[int], after: Sequence[int], axes: Sequence[Labels]
-) -> tuple[list[Labels], list[Labels]]:
-    """Labels after a reshape, and the labels that the reshape takes apart (to be frozen).
-
-    Axes are matched in runs of equal product. A run that merges one labelled axis with unlabelled
-    ones repeats its labels over the merged axis; a run that splits a labelled axis breaks it.
-    """
-    result: list[Labels] = []
-    broken: list[Labels] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        i0, j0 = i, j
-        left, right = 1, 1
-        if i < len(before):
-            left, i = before[i], i + 1
-        if j < len(after):
-            right, j = after[j], j + 1
-        while left != right:
-            if left < right:
-                left, i = left * before[i], i + 1
-            else:
-                right, j = right * after[j], j + 1
-        # Sizes of one belong to the run that they follow, so that no run is cut short by them.
-        if i == len(before):
-            j = len(after)
-        if j == len(after):
-            i = len(before)
-        labelled = [a for a in range(i0, i) if axes[a] is not None]
-        wide = [b for b in range(j0, j) if after[b] != 1]
-        if not labelled:
-            result += [None] * (j - j0)
-        elif len(labelled) == 1 and len(wide) <= 1 and j > j0:
-            a = labelled[0]
-            shape = [before[k] if k == a else 1 for k in range(i0, i)]
-            full = np.broadcast_to(np.asarray(axes[a]).reshape(shape), before[i0:i]).ravel()
-            keep = wide[0] if wide else j0
-            result += [full if b == keep else None for b in range(j0, j)]
-        elif [before[k] for k in range(i0, i) if before[k] != 1] == [after[b] for b in wide]:
-            sized = iter([axes[k] for k in range(i0, i) if before[k] != 1])
-            result += [next(sized) if b in wide else None for b in range(j0, j)]
-        else:
-            broken += [axes[a] for a in labelled]
-            result += [None] * (j - j0)
-    return result, broken
 
 
 class Concat(Handler):
@@ -227,12 +215,12 @@ class Concat(Handler):
                 for part in parts[1:]:
                     io.tie(parts[0], part)
                 axes.append(parts[0])
-            elif any(p is None for p in parts):
-                for part in parts:
-                    io.freeze(part, "concatenated with an axis that has no channels")
+            elif all(p is None for p in parts):
                 axes.append(None)
             else:
-                axes.append(np.concatenate([p for p in parts if p is not None]))
+                sizes = (t.shape[axis] for t in spec.inputs)
+                whole = [np.full(n, -1) if p is None else p for p, n in zip(parts, sizes, strict=True)]
+                axes.append(np.concatenate(whole))
         if new:
             axes.insert(dim, None)
         if len(ranks) > 1:  # an empty tensor, which torch lets pass
@@ -242,7 +230,7 @@ class Concat(Handler):
 
 
 class Repeat(Handler):
-    """A tensor written several times over; an axis that is repeated freezes."""
+    """A tensor written several times over: a channel's copies live and die with it."""
 
     aten = ("repeat", "tile", "repeat_interleave")
     alike: Mapping[str, str] = {"tile": "repeat", "repeat_interleave": "repeat"}
@@ -253,12 +241,14 @@ class Repeat(Handler):
         if lead < 0 or len(spec.inputs) > 1:
             freeze_everything(spec, io, f"{spec.kind} writes these channels several times")
             return
-        axes: list[Labels] = [io.axis(0, a) for a in range(len(before))]
-        for a in range(len(before)):
-            if before[a] != after[a + lead]:
-                io.freeze(axes[a], f"{spec.kind} writes these channels several times")
-                axes[a] = None
-        io.output([*[None] * lead, *axes])
+        axes: list[Labels] = [None] * lead
+        for a, size in enumerate(before):
+            own = io.axis(0, a)
+            if own is not None and size != after[a + lead]:
+                times = after[a + lead] // size
+                own = np.repeat(own, times) if spec.kind == "repeat_interleave" else np.tile(own, times)
+            axes.append(own)
+        io.output(axes)
 
 
 class Gather(Handler):
@@ -279,7 +269,10 @@ class Gather(Handler):
         rank = len(spec.inputs[0].shape)
         if spec.kind == "index_select" and rank:
             io.freeze(io.axis(1, 0), reason)
-            pass_axes(spec, io, {spec.attr("dim") % rank: reason})
+            axes = [io.axis(0, a) for a in range(rank)]
+            io.freeze(axes[spec.attr("dim") % rank], reason)
+            axes[spec.attr("dim") % rank] = None
+            io.output(axes)
         else:
             freeze_everything(spec, io, reason)
 
@@ -339,6 +332,17 @@ class Embedding(Handler):
         rows = TensorSpec("rows", (indices.numel, spec["weight"].shape[1]), spec.out.dtype)
         return rows.bytes + spec.out.bytes + indices.bytes
 
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return operands[0]
+
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        for axis in range(len(spec["indices"].shape)):
+            io.freeze(io.axis(1, axis), f"{spec.kind} reads these as indices")
+        width = io.axis(0, 1, "output")
+        io.output([*[None] * (len(spec.out.shape) - 1), width])
+        for i in range(1, len(spec.outputs)):
+            io.output([None] * len(spec.outputs[i].shape), i)
+
 
 class Reduce(Handler):
     """Reductions and scans over ``dim``. Other axes pass through; a reduced channel axis freezes."""
@@ -349,6 +353,8 @@ class Reduce(Handler):
     largest = ("amin", "argmax", "argmin", "aminmax", "any", "all", "prod")
     spreads = ("std", "var_mean", "std_mean")
     softs = ("softmax", "log_softmax", "_softmax", "_log_softmax")
+    zero_free = ("sum", "nansum", "norm", "linalg_vector_norm")
+    """What is the same without those elements that are zero; of norms, the Euclidean."""
     aten: tuple[str, ...] = ("mean", "amax", "var", *softs, *scans, *sorts, *means, *largest, *spreads)
     alike: Mapping[str, str] = {
         **dict.fromkeys(scans, "cumsum"),
@@ -385,11 +391,17 @@ class Reduce(Handler):
         reduced = self.dims(spec)
         axes = [io.axis(0, a) for a in range(rank)]
         for a in reduced:
-            io.freeze(axes[a], f"{spec.kind} runs over these channels")
+            if spec.kind not in self.zero_free or spec.attr("ord", spec.attr("p", 2)) != 2:
+                io.freeze(axes[a], f"{spec.kind} runs over these channels")
+            elif not io.silent(0):
+                io.freeze(axes[a], f"{spec.kind} runs over these channels, where a removed one is not zero")
         for i, out in enumerate(spec.outputs):
             if len(out.shape) == rank:
                 same = [out.shape[a] == spec.inputs[0].shape[a] for a in range(rank)]
-                io.output([axes[a] if a not in reduced or same[a] else None for a in range(rank)], i)
+                kept = [
+                    a not in reduced or (same[a] and spec.kind not in self.zero_free) for a in range(rank)
+                ]
+                io.output([x if keep else None for x, keep in zip(axes, kept, strict=True)], i)
             else:
                 io.output([axes[a] for a in range(rank) if a not in reduced], i)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, pass_axes, weights
+from latmorph.ops.base import AxisLabels, Handler, Shape, as_tuple, weights
 from latmorph.opspec import OpSpec, Scalar
 
 if TYPE_CHECKING:
@@ -40,20 +40,35 @@ class BatchNorm(Handler):
         own = spec.kind == "instance_norm" and bool(spec.attr("use_input_stats"))
         return spec.operand("weight") is not None or own
 
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return spec.operand("weight") is not None or (self.keeps_zero(spec) and all(operands))
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        if not all(t.parameter for t in spec.inputs[1:]):
-            freeze_everything(spec, io, f"the scale of {spec.kind} is computed, not a parameter")
-            return
-        x = io.axis(0, 1)
+        axes = [io.axis(0, a) for a in range(len(spec.out.shape))]
         for i, tensor in enumerate(spec.inputs[1:], start=1):
-            io.tie(x, io.axis(i, 0, self.roles[tensor.name]))
-        io.output([io.axis(0, a) for a in range(len(spec.out.shape))])
+            io.tie(axes[1], io.axis(i, 0, self.roles[tensor.name]))
+        if spec.attr("training") or spec.attr("use_input_stats"):
+            over = range(len(axes)) if spec.kind == "batch_norm" else range(2, len(axes))
+            for a in set(over) - {1}:
+                io.freeze(axes[a], f"{spec.kind} takes its statistics over these channels")
+        io.output(axes)
 
 
 class ChannelNorm(Handler):
-    """Norms whose statistics run over channels: removing one changes all the others, so they freeze."""
+    """Norms whose statistics run over channels: removing one changes all the others, so they freeze.
+
+    The groups of a group norm know nothing of each other: all channels of one can go.
+    """
 
     aten = ("layer_norm", "group_norm", "rms_norm")
+    roles: Mapping[str, str] = {"weight": "scale", "bias": "shift"}
+
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        new = super().resized(spec, inputs, outputs)
+        if spec.kind != "group_norm":
+            return new
+        each = spec.out.shape[1] // spec.attr("num_groups")
+        return new.with_attr("num_groups", new.out.shape[1] // each)
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         return {"parameters": len(spec.inputs) - 1}
@@ -69,15 +84,37 @@ class ChannelNorm(Handler):
         return layer(nn.LayerNorm, held, parameter, spec.attr("normalized_shape"), spec.attr("eps", 1e-5))
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        rank = len(spec.out.shape)
-        over = [1]
-        if spec.kind != "group_norm":
-            over = list(range(rank - len(as_tuple(spec.attr("normalized_shape"))), rank))
-        pass_axes(spec, io, dict.fromkeys(over, f"{spec.kind} takes its statistics over these channels"))
+        axes = [io.axis(0, a) for a in range(len(spec.out.shape))]
+        if spec.kind == "group_norm":
+            over = [1]
+            if axes[1] is not None and spec.attr("num_groups") > 1:
+                members = axes[1].reshape(spec.attr("num_groups"), -1)
+                for k in range(1, members.shape[1]):
+                    io.tie(members[:, 0], members[:, k])
+                over = []
+        else:
+            over = list(range(len(axes) - len(as_tuple(spec.attr("normalized_shape"))), len(axes)))
+        for i, tensor in enumerate(spec.inputs[1:], start=1):
+            for k, a in enumerate(over or [1]):
+                io.tie(axes[a], io.axis(i, k, self.roles[tensor.name]))
+        for a in over:
+            io.freeze(axes[a], f"{spec.kind} takes its statistics over these channels")
+        io.output(axes)
 
 
 class WeightNorm(Handler):
-    """A weight made of a direction and a length, when the network runs."""
+    """A weight made of a direction and a length along ``dim``, when the network runs."""
 
     aten = ("_weight_norm", "_weight_norm_interface")
     alike: Mapping[str, str] = dict.fromkeys(aten, "mean")
+
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        rank = len(spec.out.shape)
+        dim = spec.attr("dim", 0) % rank
+        axes = [io.axis(0, a) for a in range(rank)]
+        io.tie(axes[dim], io.axis(1, dim))
+        for a in set(range(rank)) - {dim}:
+            io.freeze(axes[a], f"{spec.kind} takes its length over these channels")
+        io.output(axes)
+        for i in range(1, len(spec.outputs)):
+            io.output([axes[dim] if a == dim else None for a in range(rank)], i)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latmorph.ops.base import AxisLabels, Handler, Labels, broadcast_features, freeze_everything, pass_axes
+from latmorph.ops.base import AxisLabels, Handler, Labels, Shape, broadcast_features, pass_axes
 from latmorph.opspec import OpSpec, Scalar
 
 if TYPE_CHECKING:
@@ -67,9 +67,6 @@ class PRelu(Handler):
     aten = ("prelu",)
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        if not spec["weight"].parameter:
-            freeze_everything(spec, io, "the slope of prelu is computed, not a parameter")
-            return
         if spec["weight"].numel > 1:
             io.tie(io.axis(0, 1), io.axis(1, 0, "slope"))
         pass_axes(spec, io)
@@ -131,8 +128,15 @@ class Binary(Handler):
         alike = len(spec.inputs) == 2 and spec.inputs[0].shape == spec.inputs[1].shape
         return alike and spec.kind in self.adds and not any(t.parameter for t in spec.inputs)
 
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        if spec.kind in ("mul", "multiply"):
+            return any(operands)
+        if spec.kind in self.divides:
+            return operands[0]
+        return super().silent(spec, operands)
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        if spec.kind in self.divides and len(spec.inputs) == 2 and not spec.inputs[1].parameter:
+        if spec.kind in self.divides and len(spec.inputs) == 2 and io.silent(1):
             for axis in range(len(spec.inputs[1].shape)):
                 io.freeze(io.axis(1, axis), "divided by these channels")
         broadcast_axes(spec, io)
@@ -162,14 +166,16 @@ def broadcast_axes(spec: OpSpec, io: AxisLabels) -> None:
 
 
 def _all_fixed(spec: OpSpec, axis: int, size: int, io: AxisLabels) -> bool:
-    """Whether no activation has channels along an output's axis, so that a parameter's need none."""
+    """Whether there are activations along an output's axis, and none has channels: no parameter needs any."""
     rank = len(spec.out.shape)
+    found = False
     for i, tensor in enumerate(spec.inputs):
         own = axis - (rank - len(tensor.shape))
-        sized = not tensor.parameter and own >= 0 and tensor.shape[own] == size
-        if sized and io.axis(i, own) is not None:
-            return False
-    return True
+        if not tensor.parameter and own >= 0 and tensor.shape[own] == size:
+            if io.axis(i, own) is not None:
+                return False
+            found = True
+    return found
 
 
 class Creation(Handler):
@@ -191,8 +197,9 @@ class Creation(Handler):
     def bytes(self, spec: OpSpec) -> Scalar:
         return sum((t.bytes for t in spec.outputs), 0)
 
-    def fitted(self, spec: OpSpec) -> OpSpec:
-        return spec.with_attr("size", spec.out.shape) if spec.kind in self.of_size else spec
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        new = super().resized(spec, inputs, outputs)
+        return new.with_attr("size", new.out.shape) if spec.kind in self.of_size else new
 
     def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
         # No operand says where: it is where the parameters are (see latmorph.ops.calls).
@@ -200,10 +207,11 @@ class Creation(Handler):
         return super().build(spec.with_attr("device", "") if placeless else spec, parameter)
 
     def keeps_zero(self, spec: OpSpec) -> bool:
-        return spec.kind in ("zeros_like", "zero")
+        return spec.kind in ("zeros", "new_zeros", "zeros_like", "zero")
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         if spec.kind in self.like:
             pass_axes(spec, io)
             return
-        io.output([None] * len(spec.out.shape))
+        alike = spec.kind in ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+        io.output([io.fresh(size) if alike and size > 1 else None for size in spec.out.shape])

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latmorph.ops.base import AxisLabels, Handler, as_tuple, freeze_everything, is_one, prod, weights, where
+from latmorph.ops.base import (
+    AxisLabels,
+    Handler,
+    Labels,
+    Shape,
+    as_tuple,
+    freeze_everything,
+    is_one,
+    prod,
+    weights,
+    where,
+)
 from latmorph.opspec import OpSpec, Scalar, ceil_to
 
 if TYPE_CHECKING:
@@ -16,8 +28,17 @@ if TYPE_CHECKING:
     from latmorph.ops.calls import Parameter
 
 
-def _computed(spec: OpSpec, io: AxisLabels) -> None:
-    freeze_everything(spec, io, f"the weight of {spec.kind} is computed, not a parameter")
+def contract(io: AxisLabels, a: tuple[int, int], b: tuple[int, int], spec: OpSpec) -> None:
+    """Tie two axes, as (operand, axis), that are multiplied with each other and summed over.
+
+    With a parameter's zeros what is removed adds nothing; of two activations one has to be zero there.
+    """
+    first, second = (io.axis(operand, axis, "input") for operand, axis in (a, b))
+    operands = (a[0], b[0])
+    if not any(spec.inputs[i].parameter or io.silent(i) for i in operands):
+        for labels in (first, second):
+            io.freeze(labels, f"{spec.kind} sums over these channels, where a removed one is not zero")
+    io.tie(first, second)
 
 
 class Convolution(Handler):
@@ -72,8 +93,12 @@ class Convolution(Handler):
             return "grouped"
         return "pointwise" if prod(spec["weight"].shape[2:]) == 1 else "conv2d"
 
-    def fitted(self, spec: OpSpec) -> OpSpec:
-        return spec.with_attr("groups", self.groups(spec))
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        new = super().resized(spec, inputs, outputs)
+        return new.with_attr("groups", self.groups(new))
+
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return all(operands[1:])
 
     def build(self, spec: OpSpec, parameter: Parameter) -> Callable[..., Any]:
         held, weight = weights(spec), spec["weight"]
@@ -113,27 +138,29 @@ class Convolution(Handler):
         }
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        if not spec["weight"].parameter:
-            _computed(spec, io)
-            return
-        groups = int(self.groups(spec))
-        axis = self.channel_axis(spec)
-        x = io.axis(0, axis)
-        out = io.axis(1, 0, "output")
-        assert out is not None  # a parameter's axis always has labels
+        groups, axis = int(self.groups(spec)), self.channel_axis(spec)
+        for space in range(2, len(spec["weight"].shape)):
+            io.freeze(io.axis(1, space) if not spec["weight"].parameter else None, "a kernel's extent")
+        for space in range(axis + 1, len(spec["input"].shape)):
+            io.freeze(io.axis(0, space), f"{spec.kind} runs along these channels")
+        x, out = io.axis(0, axis), io.axis(1, 0, "output")
+        if groups == 1:
+            contract(io, (1, 1), (0, axis), spec)
+        else:
+            # Whole groups can go, and what is left of each must be equally wide.
+            group, (inner, outer) = io.fresh(groups), self.per_group(spec)
+            _grouped(io, x, group, io.axis(1, 1, "input") if inner > 1 else None)
+            _grouped(io, out, group, io.fresh(outer))
         if spec.operand("bias") is not None:
             io.tie(out, io.axis(2, 0, "bias"))
-        if groups == 1:
-            io.tie(io.axis(1, 1, "input"), x)
-        elif spec["weight"].shape[1] == 1:
-            io.tie(out, None if x is None else x.repeat(len(out) // groups))
-        else:
-            # Groups must stay equal, so the k-th channel of every group is one unit.
-            inner = io.axis(1, 1, "input")
-            for g in range(groups):
-                io.tie(inner, None if x is None else x.reshape(groups, -1)[g])
-                io.tie(out.reshape(groups, -1)[0], out.reshape(groups, -1)[g])
-        io.output([*[None] * axis, out, *[None] * (len(spec.out.shape) - axis - 1)])
+        lead = [io.axis(0, a) for a in range(axis)]
+        io.output([*lead, out, *[None] * (len(spec.out.shape) - axis - 1)])
+
+
+def _grouped(io: AxisLabels, whole: Labels, group: np.ndarray, each: Labels) -> None:
+    """Of an axis that is divided into groups, an index is alive where its group and its place in it are."""
+    places = np.full(1, -1) if each is None or len(each) == 1 else each
+    io.product(whole, [group[:, None], places[None, :]])
 
 
 class TransposedConvolution(Convolution):
@@ -154,29 +181,20 @@ class TransposedConvolution(Convolution):
         return spec.kind
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        if not spec["weight"].parameter:
-            _computed(spec, io)
-            return
-        groups = int(self.groups(spec))
-        axis = self.channel_axis(spec)
-        x = io.axis(0, axis)
-        if groups == spec["weight"].shape[0] > 1:  # depthwise: rows of the weight come and go with x
-            rows = io.axis(1, 0, "output")
-            assert rows is not None
-            io.tie(rows, x)
-            out = rows.repeat(spec["weight"].shape[1])
-        else:
-            rows, columns = io.axis(1, 0, "input"), io.axis(1, 1, "output")
-            assert rows is not None
-            assert columns is not None
-            io.tie(rows, x)
-            # Groups must stay equal, so the k-th channel of every group is one unit.
-            for g in range(1, groups):
-                io.tie(rows.reshape(groups, -1)[0], rows.reshape(groups, -1)[g])
-            out = np.tile(columns, groups)
+        groups, axis = int(self.groups(spec)), self.channel_axis(spec)
+        for space in range(axis + 1, len(spec["input"].shape)):
+            io.freeze(io.axis(0, space), f"{spec.kind} runs along these channels")
+        out = io.axis(1, 1, "output") if groups == 1 or spec["weight"].shape[1] > 1 else None
+        contract(io, (1, 0), (0, axis), spec)
+        if groups > 1:
+            group, columns = io.fresh(groups), out
+            _grouped(io, io.axis(1, 0), group, io.fresh(self.per_group(spec)[0]))
+            out = io.fresh(spec.out.shape[axis])
+            _grouped(io, out, group, columns if spec["weight"].shape[1] > 1 else None)
         if spec.operand("bias") is not None:
             io.tie(out, io.axis(2, 0, "bias"))
-        io.output([*[None] * axis, out, *[None] * (len(spec.out.shape) - axis - 1)])
+        lead = [io.axis(0, a) for a in range(axis)]
+        io.output([*lead, out, *[None] * (len(spec.out.shape) - axis - 1)])
 
 
 class Linear(Handler):
@@ -194,6 +212,9 @@ class Linear(Handler):
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         return spec["weight"].shape[1], spec["weight"].shape[0]
 
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return all(operands[1:])
+
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         bias = int(spec.operand("bias") is not None)
         return {"rows": prod(spec.out.shape[:-1]), "bias": bias, "turned": 0}
@@ -210,11 +231,11 @@ class Linear(Handler):
         return Block(made)
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        if not spec["weight"].parameter:
-            _computed(spec, io)
-            return
         rank = len(spec["input"].shape)
-        io.tie(io.axis(1, 1, "input"), io.axis(0, rank - 1))
+        if len(spec["weight"].shape) != 2:
+            freeze_everything(spec, io, f"the weight of {spec.kind} is no matrix")
+            return
+        contract(io, (1, 1), (0, rank - 1), spec)
         out = io.axis(1, 0, "output")
         if spec.operand("bias") is not None:
             io.tie(out, io.axis(2, 0, "bias"))
@@ -239,18 +260,22 @@ class AddMM(Handler):
     def family(self, spec: OpSpec) -> str:
         return "linear"
 
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return operands[0] and operands[2]
+
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         return {"rows": spec.out.shape[0], "bias": 1, "turned": 1}
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        bias, weight = spec.inputs[0], spec.inputs[2]
-        if not weight.parameter or not bias.parameter or bias.shape != (weight.shape[1],):
-            _computed(spec, io)
-            return
-        io.tie(io.axis(2, 0, "input"), io.axis(1, 1))
+        contract(io, (2, 0), (1, 1), spec)
         out = io.axis(2, 1, "output")
-        io.tie(out, io.axis(0, 0, "bias"))
-        io.output([io.axis(1, 0), out])
+        bias = spec.inputs[0].shape
+        if bias and bias[-1] == spec.out.shape[1]:
+            io.tie(out, io.axis(0, len(bias) - 1, "bias"))
+        rows = io.axis(1, 0)
+        if len(bias) == 2 and bias[0] == spec.out.shape[0]:
+            io.tie(rows, io.axis(0, 0))
+        io.output([rows, out])
 
 
 class MatMul(Handler):
@@ -271,6 +296,39 @@ class MatMul(Handler):
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         return spec.inputs[-2].shape[-1], (*spec.out.shape, 1)[-1]
 
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        a, b = len(spec.inputs) - 2, len(spec.inputs) - 1
+        ranks = [len(spec.inputs[i].shape) for i in (a, b)]
+        batch = max(0, *(rank - 2 for rank in ranks))
+        contract(io, (b, max(0, ranks[1] - 2)), (a, ranks[0] - 1), spec)
+        axes: list[Labels] = []
+        for k in range(batch):
+            own = [(i, k - batch + rank - 2) for i, rank in zip((a, b), ranks, strict=True)]
+            axes.append(shared(io, spec, [(i, axis) for i, axis in own if axis >= 0]))
+        if ranks[0] > 1:
+            axes.append(io.axis(a, ranks[0] - 2, "output"))
+        if ranks[1] > 1:
+            axes.append(io.axis(b, ranks[1] - 1, "output"))
+        if a:  # what is added
+            rank = len(spec.inputs[0].shape)
+            for k in range(rank):
+                if spec.inputs[0].shape[k] == spec.out.shape[len(axes) - rank + k]:
+                    io.tie(axes[len(axes) - rank + k], io.axis(0, k, "bias"))
+        io.output(axes)
+
+
+def shared(io: AxisLabels, spec: OpSpec, places: Sequence[tuple[int, int]]) -> Labels:
+    """Labels of an axis that operands have in common, as (operand, axis); not of those of the size 1."""
+    size = max(spec.inputs[i].shape[axis] for i, axis in places)
+    found = [io.axis(i, axis) for i, axis in places if spec.inputs[i].shape[axis] == size]
+    if size > 1:
+        for i, axis in places:
+            if spec.inputs[i].shape[axis] == 1 and not spec.inputs[i].parameter:
+                io.freeze(io.axis(i, axis), f"{spec.kind} broadcasts one channel over many")
+    for labels in found[1:]:
+        io.tie(found[0], labels)
+    return found[0]
+
 
 class Einsum(Handler):
     """Einstein sums: two operands at a time, as a batched matrix product where something is summed."""
@@ -283,6 +341,24 @@ class Einsum(Handler):
 
     def features(self, spec: OpSpec) -> dict[str, Scalar]:
         return {"operands": len(spec.inputs)}
+
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        terms, result = _indices(spec)
+        if any(len(set(term)) < len(term) for term in terms):
+            freeze_everything(spec, io, "einsum takes a diagonal")
+            return
+        axes: dict[str, Labels] = {}
+        for index in dict.fromkeys(i for term in terms for i in term):
+            places = [(k, term.index(index)) for k, term in enumerate(terms) if index in term]
+            summed = index not in result
+            for k, axis in places:  # for parameters the first role that is asked for is the one they have
+                io.axis(
+                    k, axis, "input" if summed else "output" if spec.inputs[k].parameter else "elementwise"
+                )
+            axes[index] = shared(io, spec, places)
+            if summed and not any(spec.inputs[k].parameter or io.silent(k) for k, _ in places):
+                io.freeze(axes[index], "einsum sums over these channels, where a removed one is not zero")
+        io.output([axes[index] for index in result])
 
     def products(self, spec: OpSpec) -> list[dict[str, Scalar]]:
         """The matrix products that are done, each as the sizes of its indices.
@@ -409,6 +485,49 @@ class Attention(Handler):
             "masked": int(spec.operand("attn_mask") is not None),
         }
 
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return operands[2]
+
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        new = super().resized(spec, inputs, outputs)
+        if spec.attr("scale") is None and new["query"].shape[-1] != spec["query"].shape[-1]:
+            # Where torch has it among its arguments.
+            at = next((i + 1 for i, (name, _) in enumerate(new.attrs) if name == "is_causal"), 0)
+            whole = ("scale", spec["query"].shape[-1] ** -0.5)  # as it was at the full width
+            new = replace(new, attrs=(*new.attrs[:at], whole, *new.attrs[at:]))
+        return new
+
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        q, k, v = (len(spec[name].shape) for name in ("query", "key", "value"))
+        contract(io, (0, q - 1), (1, k - 1), spec)
+        for operand, axis in ((1, k - 2), (2, v - 2)):
+            io.freeze(io.axis(operand, axis), f"softmax of {spec.kind} runs over these channels")
+        batch: list[Labels] = []
+        for a in range(q - 2):
+            sizes = [spec.inputs[i].shape[a - q + n] for i, n in ((0, q), (1, k), (2, v)) if n - q + a >= 0]
+            places = [(i, n - q + a) for i, n in ((0, q), (1, k), (2, v)) if n - q + a >= 0]
+            if len(set(sizes)) > 1 and 1 not in sizes:  # some heads of the query to one of key and value
+                shared_heads = shared(io, spec, places[1:])
+                heads = io.axis(*places[0])
+                times = sizes[0] // sizes[1]
+                if shared_heads is None:
+                    io.freeze(heads, "shares a head that is fixed")
+                else:
+                    io.product(heads, [shared_heads[:, None], io.fresh(times)[None, :]])
+                batch.append(heads)
+            else:
+                batch.append(shared(io, spec, places))
+        axes = [*batch, io.axis(0, q - 2), io.axis(2, v - 1)]
+        if spec.operand("attn_mask") is not None:
+            mask = spec["attn_mask"].shape
+            for a in range(len(mask)):
+                at = a + q - len(mask)
+                if mask[a] > 1 and at >= 0:
+                    against = axes[at] if at < q - 1 else None
+                    if against is not None or not spec["attn_mask"].parameter:
+                        io.tie(against, io.axis(3, a))
+        io.output(axes)
+
 
 class Recurrent(Handler):
     """LSTM, GRU and plain recurrent layers, all of their steps, layers and directions at once.
@@ -438,6 +557,43 @@ class Recurrent(Handler):
 
     def widths(self, spec: OpSpec) -> tuple[Scalar, Scalar]:
         return spec.inputs[0].shape[-1], spec.out.shape[-1]
+
+    def silent(self, spec: OpSpec, operands: Sequence[bool]) -> bool:
+        return all(operands[1:])  # gates without weights keep a state at zero
+
+    def channels(self, spec: OpSpec, io: AxisLabels) -> None:
+        places = [i for i, t in enumerate(spec.inputs) if t.name == "params"]
+        directions = 2 if spec.attr("bidirectional") else 1
+        cells = int(spec.attr("num_layers", 1)) * directions
+        each = len(places) // cells
+        lists = [places[k * each : (k + 1) * each] for k in range(cells)]
+        matrices = [[i for i in own if len(spec.inputs[i].shape) == 2] for own in lists]
+        if spec.kind in self.cells or any(len(m) != 2 for m in matrices):
+            freeze_everything(spec, io, f"{spec.kind} of this form has no channel rule")
+            return
+        hidden = spec.inputs[matrices[0][1]].shape[1]
+        # All layers and directions are of one width, whose k-th units are one.
+        found = io.axis(matrices[0][1], 1, "input")
+        unit = np.full(hidden, -1) if found is None else found
+        below = io.axis(0, len(spec.inputs[0].shape) - 1)
+        for cell, own in enumerate(lists):
+            layer = cell // directions
+            for i in own:
+                role = "output" if i in matrices[cell] else "bias"
+                for gate in self._gates(io.axis(i, 0, role), hidden):
+                    io.tie(unit, gate)
+            io.tie(unit, io.axis(matrices[cell][1], 1, "input"))
+            io.tie(below if layer == 0 else np.tile(unit, directions), io.axis(matrices[cell][0], 1, "input"))
+        for i, tensor in enumerate(spec.inputs):
+            if tensor.name == "hx":
+                io.tie(unit, io.axis(i, len(tensor.shape) - 1))
+        for i, tensor_out in enumerate(spec.outputs):
+            lead = [io.axis(0, a) for a in range(len(tensor_out.shape) - 1)] if i == 0 else []
+            lead = lead or [None] * (len(tensor_out.shape) - 1)
+            io.output([*lead, np.tile(unit, directions) if i == 0 else unit], i)
+
+    def _gates(self, labels: Labels, hidden: int) -> list[np.ndarray]:
+        return [] if labels is None else list(labels.reshape(-1, hidden))
 
 
 class Lstm(Recurrent):

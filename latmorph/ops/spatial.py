@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from latmorph.ops.base import AxisLabels, Handler, Labels, as_tuple, freeze_everything, pass_axes, prod
+import numpy as np
+
+from latmorph.ops.base import AxisLabels, Handler, Labels, Shape, as_tuple, freeze_everything, pass_axes, prod
+from latmorph.ops.rearrange import Rearrangement, Take
 from latmorph.opspec import OpSpec, Scalar
 
 
@@ -78,12 +81,32 @@ class Pad(Handler):
     def keeps_zero(self, spec: OpSpec) -> bool:
         return spec.attr("mode", "constant") != "constant" or not spec.attr("value")
 
+    def resized(self, spec: OpSpec, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> OpSpec:
+        new = super().resized(spec, inputs, outputs)
+        name = "pad" if spec.attr("pad") is not None else "padding"
+        given, found = as_tuple(spec.attr(name)), []
+        rank = len(new.out.shape)
+        for k, (before, after) in enumerate(zip(given[::2], given[1::2], strict=True)):
+            added = new.out.shape[rank - 1 - k] - new.inputs[0].shape[rank - 1 - k]
+            found += (
+                [before, after] if before + after == added else [min(before, added), max(0, added - before)]
+            )
+        return new.with_attr(name, tuple(found))
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         axes = [io.axis(0, a) for a in range(len(spec.out.shape))]
-        for a, (before, after) in enumerate(zip(spec.inputs[0].shape, spec.out.shape, strict=True)):
-            if before != after:
-                io.freeze(axes[a], "padded along the channels")
-                axes[a] = None
+        rank, given = len(axes), as_tuple(spec.attr("pad", spec.attr("padding")))
+        for k, (before, after) in enumerate(zip(given[::2], given[1::2], strict=True)):
+            own = axes[rank - 1 - k]
+            if own is None or not (before or after):
+                continue
+            if spec.attr("mode", "constant") == "constant" and min(before, after) >= 0:
+                # Of what is padded with there can be any number.
+                own = np.concatenate([io.fresh(before), own, io.fresh(after)])
+            else:
+                io.freeze(own, f"{spec.kind} goes on along these channels")
+                own = None
+            axes[rank - 1 - k] = own
         io.output(axes)
 
 
@@ -130,16 +153,12 @@ class ChannelShuffle(Handler):
     aten = ("channel_shuffle", "native_channel_shuffle")
     alike: Mapping[str, str] = dict.fromkeys(aten, "copy")
 
+    def rearrangements(self, spec: OpSpec) -> list[Rearrangement]:
+        places = np.arange(spec.out.shape[1]).reshape(spec.attr("groups"), -1)
+        return [Take(1, places.T.ravel())]
+
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
-        axes = [io.axis(0, a) for a in range(len(spec.out.shape))]
-        x = axes[1]
-        if x is not None:
-            grouped = x.reshape(spec.attr("groups"), -1)
-            # Groups must stay equal, so the k-th channel of every group is one unit.
-            for group in grouped[1:]:
-                io.tie(grouped[0], group)
-            axes[1] = grouped.T.ravel()
-        io.output(axes)
+        io.rearranged(self.rearrangements(spec)[0])
 
 
 def _owners(io: AxisLabels, labels: Labels, count: int) -> Labels:

@@ -17,6 +17,7 @@ from latmorph.report.staircase import Staircase
 
 if TYPE_CHECKING:
     from latmorph.report.comparison import Comparison
+    from latmorph.report.inspection import GroupRow, Inspection
 
 
 ROUNDS_UP = 0.9995
@@ -150,6 +151,81 @@ def cliffs_table(cliffs: Sequence[Cliff], rows: int | None) -> Table:
         )
     if rows is not None and len(cliffs) > rows:
         table.add_row(f"{len(cliffs) - rows} smaller ones", *[""] * 4)
+    return table
+
+
+def groups_table(found: Inspection, rows: int | None) -> Table:
+    """The ``rows`` groups (all if None) that can shrink and that matter most, by time or else by FLOPs."""
+    timed = any(row.time_s is not None for row in found.groups)
+    free = [row for row in found.groups if row.frozen is None]
+    ordered = sorted(free, key=lambda row: -(row.time_s or 0.0) if timed else -row.flops)
+    table = Table(
+        title=f"{len(free)} channel groups can shrink: in {100 * found.prunable_flops:.1f} % of the FLOPs, "
+        f"{100 * found.prunable_parameters:.1f} % of the parameters",
+        caption="FLOPs and time are those of all operators that the group's width matters to",
+    )
+    table.add_column("group", overflow="fold")
+    priced = any(row.channel_s is not None for row in found.groups)
+    more = (*(("time", "share") if timed else ()), *(("a channel saves",) if priced else ()))
+    for name in ("width", "FLOPs", "parameters", *more):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("who is in it", overflow="fold")
+    for row in ordered[:rows]:
+        times = (time_text(row.time_s or 0.0), share_text(row.time_s or 0.0, found.total_s or 0.0))
+        table.add_row(
+            row.name,
+            str(row.width),
+            count_text(row.flops) if row.flops else "",
+            count_text(row.parameters),
+            *(times if timed else ()),
+            *((time_text(row.channel_s or 0.0),) if priced else ()),
+            _members_text(row, None if rows is None else 3),
+        )
+    if rows is not None and len(ordered) > rows:
+        table.add_row(f"{len(ordered) - rows} smaller ones", *[""] * (len(table.columns) - 1))
+    return table
+
+
+def _members_text(row: GroupRow, most: int | None) -> str:
+    """Parameters of a group with their roles, the first ``most`` of them."""
+    texts: dict[str, list[str]] = {}
+    for member in row.members:
+        times = f" x{member.indices_per_channel}" if member.indices_per_channel > 1 else ""
+        module, _, last = member.parameter.rpartition(".")
+        texts.setdefault(module, []).append(f"{last} {member.role}{times}")
+    named = [
+        f"{module} ({', '.join(parts)})" if module else ", ".join(parts) for module, parts in texts.items()
+    ]
+    left = len(named) - len(named[:most])
+    return "; ".join([*named[:most], *([f"{left} more"] if left else [])])
+
+
+def frozen_table(found: Inspection, rows: int | None) -> Table | None:
+    """Why channels can't be removed, the ``rows`` largest reasons (all if None); None where all can."""
+    reasons: dict[str, list[GroupRow]] = {}
+    for row in found.groups:
+        if row.frozen is not None:
+            reasons.setdefault(row.frozen, []).append(row)
+    if not reasons:
+        return None
+    ordered = sorted(reasons.items(), key=lambda item: -sum(row.parameters for row in item[1]))
+    table = Table(title="frozen")
+    table.add_column("reason", overflow="fold")
+    for name in ("groups", "channels", "parameters"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("groups are", overflow="fold")
+    for reason, own in ordered[:rows]:
+        names = [row.name for row in own]
+        shown = names if rows is None else names[:2]
+        table.add_row(
+            reason,
+            str(len(own)),
+            str(sum(row.width for row in own)),
+            count_text(sum(row.parameters for row in own)),
+            ", ".join(shown) + (", ..." if len(shown) < len(names) else ""),
+        )
+    if rows is not None and len(ordered) > rows:
+        table.add_row(f"{len(ordered) - rows} others", *[""] * 4)
     return table
 
 

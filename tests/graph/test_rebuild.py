@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 import latmorph as lm
+from oracle import largest_difference, masked_twin
 from tools.networks import Residual, conv_norm
 
 
@@ -79,16 +82,84 @@ def test_a_structure_of_another_model_is_refused_by_name() -> None:
         lm.shrink(nn.Linear(3, 4), structure)
 
 
-def test_a_forward_that_hard_codes_a_size_is_refused_with_what_to_do() -> None:
-    class Fixed(nn.Module):
+class Fixed(nn.Module):
+    """Says a size of its own in numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).view(-1, 8 * 36))
+
+
+def test_a_forward_that_hard_codes_a_size_is_written_anew() -> None:
+    model, x = Fixed(), torch.randn(1, 3, 8, 8)
+    graph = lm.capture(model, (x,))
+    small = lm.shrink(model, lm.Structure.keep(graph, {"a": [0, 1, 2]}))
+    assert type(small) is not Fixed
+    assert type(small).__name__ == "Fixed"
+    assert largest_difference(masked_twin(model, graph, {"a": [0, 1, 2]}), small, (x,)) < 1e-5
+    assert small(torch.randn(4, 3, 8, 8)).shape == (4, 2)
+
+
+def test_a_forward_that_would_run_and_do_another_thing_is_written_anew() -> None:
+    class Scaled(nn.Module):
+        """Scales by its width: shrunk in place it would run, and scale by another number."""
+
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 2)
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.b(self.a(x).view(-1, 8 * 36))
+            y = self.a(x)
+            return self.b(y * y.shape[-1] ** -0.5)
 
-    model, x = Fixed(), (torch.zeros(1, 3, 8, 8),)
-    structure = lm.Structure.keep(lm.capture(model, x), {"a": [0, 1, 2]})
-    with pytest.raises(lm.StructureError, match=r"Fixed\.forward does not accept the new sizes.*-1 instead"):
-        lm.shrink(model, structure)
+    model, x = Scaled(), torch.randn(4, 3)
+    graph = lm.capture(model, (x,))
+    small = lm.shrink(model, lm.Structure.keep(graph, {"a": [0, 1, 2]}))
+    assert type(small) is not Scaled
+    assert largest_difference(masked_twin(model, graph, {"a": [0, 1, 2]}), small, (x,)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["dict", "nested", "several"])
+def test_outputs_of_any_form_and_several_inputs_are_kept(kind: str) -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            z = (self.a(x) + self.c(y)).view(-1, 2, 4).mT.reshape(-1, 8)
+            z = self.b(z)
+            return {"dict": {"z": z, "w": 2 * z}, "nested": [z, (z + 1, {"z": z})], "several": (z, z.relu())}[
+                kind
+            ]
+
+    model = Many()
+    x = (torch.randn(3, 3), torch.randn(3, 4))
+    graph = lm.capture(model, x)
+    kept = {"a": [0, 2, 3, 7]}
+    small = lm.shrink(model, lm.Structure.keep(graph, kept))
+    assert type(small) is not Many
+    wanted, found = masked_twin(model, graph, kept)(*x), small(*x)
+    (a, form), (b, other) = tree_flatten(wanted), tree_flatten(found)
+    assert form == other
+    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(a, b, strict=True))
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    class Dropped(Fixed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(self.drop(x))
+
+    model, x = Dropped(), torch.randn(1, 3, 8, 8)
+    small = lm.shrink(model, lm.Structure.keep(lm.capture(model, (x,)), {"a": [0, 1, 2]}))
+    assert type(small) is not Dropped
+    assert isinstance(small.drop, nn.Dropout)
+    assert not torch.equal(small.train()(x), small(x))
+    assert torch.equal(small.eval()(x), small(x))

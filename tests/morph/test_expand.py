@@ -9,7 +9,7 @@ from torch import nn
 
 import latmorph as lm
 from latmorph.morph.expand import LARGEST, multiplied_widths, widest, with_widths
-from tools.networks import Branches, Inverted, Residual, conv_norm
+from tools.networks import Branches, Inverted, Residual, ViT, conv_norm
 
 X = (torch.zeros(1, 3, 8, 8),)
 
@@ -89,6 +89,28 @@ def test_zeroed_new_inputs_leave_the_outputs_unchanged() -> None:
                     dict(wide.named_parameters())[member.parameter].index_fill_(member.axis, added, 0.0)
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(wide(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_transformer_s_hidden_layers_grow_and_its_heads_stay() -> None:
+    model, x = ViT(image=16, patch=8, width=12, depth=1, heads=2), (torch.zeros(1, 3, 16, 16),)
+    cost = lm.ParameterCost()
+    wide = lm.expand(model, x, cost=cost, target=1.2 * cost.total(lm.capture(model, x)))
+    assert type(wide) is ViT
+    assert wide.blocks[0].mlp[0].out_features > model.blocks[0].mlp[0].out_features
+    assert wide.blocks[0].attention.qkv.weight.shape == model.blocks[0].attention.qkv.weight.shape
+
+
+def test_grouped_convolutions_grow_within_their_groups() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(12, 2, 1))
+    cost = lm.ParameterCost()
+    wide = lm.expand(model, X, cost=cost, target=3 * cost.total(lm.capture(model, X)))
+    assert wide[1].groups == 4
+    assert wide[1].in_channels > 8
+    assert wide[1].in_channels == wide[0].out_channels
+    # Old channels stand where they did in each group.
+    inner, outer = wide[1].weight.shape[1], wide[1].out_channels // 4
+    old = wide[1].weight.reshape(4, outer, inner, 3, 3)[:, :3, :2].reshape(12, 2, 3, 3)
+    assert torch.equal(old, model[1].weight)
 
 
 def test_a_target_out_of_reach_says_what_the_network_costs() -> None:
