@@ -150,7 +150,9 @@ def read_records(path: Path) -> list[Record]:
 
 def prepare(zoos: Container[str]) -> None:
     """Import what examining architectures imports, so that a process forked from this one need not."""
-    torch.set_num_threads(1)  # threads that compute do not come along when a process is forked
+    # Threads do not come along when a process is forked, and several of one network's wait for each other
+    # for minutes where the machine has other work.
+    torch.set_num_threads(1)
     if "transformers" in zoos:
         import_torchvision()
         importlib.import_module("transformers.modeling_utils")  # other zoos were imported to be listed
@@ -163,14 +165,13 @@ Say = Callable[..., None]
 """Takes what is newly known, as fields of a Record."""
 
 
-def work(architecture: Architecture, pipe: Connection, threads: int) -> None:
+def work(architecture: Architecture, pipe: Connection) -> None:
     """Examine an architecture, and send what is known so far after each stage; the last has a verdict."""
     with contextlib.suppress(OSError):  # should memory run out, this process ends and not the one it is of
         Path("/proc/self/oom_score_adj").write_text("1000")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    torch.set_num_threads(threads)
     started = time.perf_counter()
     record = Record(architecture.zoo, architecture.name)
 
@@ -360,9 +361,7 @@ class Runner:
             bar = progress.add_task("", total=len(todo))
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(
-                        self._start(waiting.popleft(), max(1, len(os.sched_getaffinity(0)) // jobs))
-                    )
+                    running.append(self._start(waiting.popleft()))
                 progress.update(bar, description=", ".join(t.architecture.name for t in running))
                 progress.refresh()
                 wait([task.pipe for task in running], timeout=1.0)
@@ -381,9 +380,9 @@ class Runner:
                     )
         return again
 
-    def _start(self, architecture: Architecture, threads: int) -> Task:
+    def _start(self, architecture: Architecture) -> Task:
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=work, args=(architecture, sender, threads), daemon=True)
+        process = self.context.Process(target=work, args=(architecture, sender), daemon=True)
         process.start()
         sender.close()
         known = Record(architecture.zoo, architecture.name)
