@@ -7,7 +7,7 @@ which can be read (``print(module.code)``), trained, exported and moved like any
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -345,6 +345,8 @@ class _Writer:
             read: Any = node.args[1 if own.spec.kind == "embedding" else 0]
             return self.graph.call_module(layer, (self._one(read),))
         target, args, kwargs = self._changed(node, own, spec)
+        if target is torch.ops.aten.view.default:  # what is left may lie in memory in another order
+            target = torch.ops.aten.reshape.default
         return self.graph.call_function(target, self._mapped(args), self._mapped(kwargs))
 
     def _changed(self, node: fx.Node, own: Node, spec: OpSpec) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -362,14 +364,14 @@ class _Writer:
                 continue
             at = names.index(name)
             if at < len(args):
-                args[at] = self._sized(args[at], old, value)
+                args[at] = self._sized(args[at], old, value, spec.out.shape)
             elif arguments[at].kwarg_only or at > len(args):
                 kwargs[name] = value
             else:
                 args.append(value)
         return node.target, tuple(args), kwargs
 
-    def _sized(self, given: Any, old: Any, new: Any) -> Any:
+    def _sized(self, given: Any, old: Any, new: Any, shape: Sequence[int]) -> Any:
         """A list of sizes with the new ones in it; one that is any batch's stays, if it can."""
         if not isinstance(given, list | tuple):
             return new
@@ -377,6 +379,8 @@ class _Writer:
         for entry, before, after in zip(given, old, new, strict=True):
             free = isinstance(entry, fx.Node)
             found.append((entry if before == after else -1) if free else after)
+        if found.count(-1) > 1 and len(found) == len(shape):  # one was left open that is no batch's
+            found = [n if entry == -1 else f for entry, f, n in zip(given, found, shape, strict=True)]
         if found.count(-1) > 1:
             raise StructureError(
                 f"two sizes of {list(new)} depend on the batch's; capture with another batch"

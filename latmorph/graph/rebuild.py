@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latmorph.errors import CaptureError, LatmorphWarning, StructureError
-from latmorph.graph.capture import Read, capture, export, untouched
+from latmorph.graph.capture import Read, export, untouched
 from latmorph.graph.capture import read as read_exported
 from latmorph.graph.cut import Cut
 from latmorph.graph.graph import Graph, Node
@@ -33,7 +33,8 @@ def shrunk(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
     if cut.is_plain:
         try:
             small = resize(model, _changes(read.graph, cut), _by_module(read.graph, cut.specs))
-            if differs(capture_like(small, read), cut) is None:
+            found = read_exported(export(small, _examples(small, read.graph)), True)
+            if differs(found.graph, cut) is None and _same_constants(found, read):
                 return small
         except (StructureError, CaptureError):
             pass
@@ -92,9 +93,13 @@ def _cut_state(
     return found, True
 
 
-def capture_like(model: nn.Module, read: Read) -> Graph:
-    """The graph of a model at the shapes of another's inputs."""
-    return capture(model, _examples(model, read.graph), allow_unknown=True)
+def _same_constants(one: Read, two: Read) -> bool:
+    """Whether two programs hold the same tensors beside parameters: numbers that code worked out, say."""
+    first, second = (list(r.exported.constants.values()) for r in (one, two))
+    return len(first) == len(second) and all(
+        not isinstance(a, torch.Tensor) or (a.shape == b.shape and bool((a == b).all()))
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def differs(graph: Graph, cut: Cut) -> str | None:

@@ -586,6 +586,8 @@ class Recurrent(Handler):
             io.tie(below if layer == 0 else np.tile(unit, directions), io.axis(matrices[cell][0], 1, "input"))
         for i, tensor in enumerate(spec.inputs):
             if tensor.name == "hx":
+                for axis in range(len(tensor.shape) - 1):
+                    io.freeze(io.axis(i, axis), f"{spec.kind} keeps states of these")
                 io.tie(unit, io.axis(i, len(tensor.shape) - 1))
         for i, tensor_out in enumerate(spec.outputs):
             lead = [io.axis(0, a) for a in range(len(tensor_out.shape) - 1)] if i == 0 else []

@@ -55,6 +55,7 @@ class Pool(Handler):
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         space = self.space(spec)
         kept = [io.axis(0, a) for a in range(len(spec.out.shape) - space)]
+        freeze_trailing(spec, io, space)
         for i in range(len(spec.outputs)):
             io.output([*kept, *[None] * space], i)
 
@@ -68,6 +69,7 @@ class GridSample(Handler):
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         for axis in range(len(spec.inputs[1].shape)):
             io.freeze(io.axis(1, axis), "grid_sampler reads these as places")
+        freeze_trailing(spec, io, len(spec.out.shape) - 2)
         io.output([io.axis(0, 0), io.axis(0, 1), *[None] * (len(spec.out.shape) - 2)])
 
 
@@ -128,6 +130,7 @@ class Patches(Handler):
             x = x.repeat(kernel)
         elif x is not None:
             x = _owners(io, x, kernel)
+        freeze_trailing(spec, io, rank - axis - 1)
         lead = [io.axis(0, a) for a in range(axis)]
         io.output([*lead, x, *[None] * (len(spec.out.shape) - axis - 1)])
 
@@ -144,6 +147,7 @@ class PixelShuffle(Handler):
         x = io.axis(0, axis)
         if x is not None:
             x = _owners(io, x, factor) if spec.kind == "pixel_shuffle" else x.repeat(factor)
+        freeze_trailing(spec, io, 2)
         io.output([*(io.axis(0, a) for a in range(axis)), x, None, None])
 
 
@@ -159,6 +163,13 @@ class ChannelShuffle(Handler):
 
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         io.rearranged(self.rearrangements(spec)[0])
+
+
+def freeze_trailing(spec: OpSpec, io: AxisLabels, count: int) -> None:
+    """Freeze the last ``count`` axes of the first operand, which the operator works along."""
+    rank = len(spec.inputs[0].shape)
+    for axis in range(rank - count, rank):
+        io.freeze(io.axis(0, axis), f"{spec.kind} works along these channels")
 
 
 def _owners(io: AxisLabels, labels: Labels, count: int) -> Labels:

@@ -226,6 +226,26 @@ def test_what_cannot_be_removed_says_why(model: nn.Module, says: str) -> None:
     assert says in frozen_reason(model, torch.randn(2, 4), "first")
 
 
+def test_a_grid_of_positions_that_is_resized_is_no_channels() -> None:
+    class Positions(nn.Module):
+        """Positions learned on a grid of 4 x 4, read on one of 6 x 6."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 2, 1)
+            self.grid = nn.Parameter(torch.randn(1, 16, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            grid = self.grid.mT.view(1, 5, 4, 4)
+            return self.b(self.a(x) + nn.functional.interpolate(grid, (6, 6), mode="bicubic"))
+
+    model, x = Positions(), torch.randn(2, 3, 6, 6)
+    graph = lm.capture(model, (x,))
+    assert [graph.groups[g].name for g in graph.prunable] == ["a"]
+    assert any("works along these channels" in (g.frozen or "") for g in graph.groups)
+    check(model, x, 0, 3)
+
+
 class Standardised(nn.Module):
     """A convolution and a linear layer whose weights are computed from parameters in every pass."""
 
