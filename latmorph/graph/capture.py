@@ -97,6 +97,13 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
             held.update(before)
 
 
+def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by every name that they have."""
+    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    held.update(model.named_buffers(remove_duplicate=False))
+    return held
+
+
 def _plain_dictionaries(module: torch.nn.Module) -> list[dict[Any, Any]]:
     return [v for name, v in vars(module).items() if type(v) is dict and not name.startswith("_")]
 

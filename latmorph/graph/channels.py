@@ -53,9 +53,8 @@ class _Network:
         self.tensors = tensors
         self.labels = Labels()
         self.layers: dict[int, Layers] = {}
-        self.singles: dict[
-            int, dict[int, np.ndarray]
-        ] = {}  # labels of axes of size 1, which layers can't tell
+        # Labels of axes of size 1, along which no layer varies.
+        self.singles: dict[int, dict[int, np.ndarray]] = {}
         self.by_axis: dict[int, list[np.ndarray | None]] = {}
         self.blocks: dict[int, Block] = {}
         self.silent: dict[int, bool] = {}

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from latmorph import ops
 from latmorph.errors import StructureError
-from latmorph.graph.capture import Read, size_of
+from latmorph.graph.capture import Read, named_tensors, size_of
 from latmorph.graph.cut import Cut, Gather
 from latmorph.graph.graph import Node
 from latmorph.graph.simplify import CONCATENATIONS, State, states
@@ -46,6 +46,7 @@ class _Writer:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Any] = {}
         self.tensors: dict[int, fx.Node] = {}
+        self.given = named_tensors(model)
         self.held: dict[str, torch.Tensor] = {}
         self.states = {} if cut.is_whole else states(cut)
         self.constants: dict[int, torch.Tensor] = {}
@@ -460,8 +461,7 @@ class _Writer:
 
     def _value(self, name: str) -> torch.Tensor:
         """What is left of a parameter or buffer."""
-        held = _named(self.model)
-        old = held.get(name)
+        old = self.given.get(name)
         if old is None:  # a buffer that state_dict leaves out
             old = self.read.exported.constants[name]
         value = old.detach()
@@ -516,12 +516,6 @@ def _submodule(root: nn.Module, path: str) -> Any:
         return root.get_submodule(path)
     except AttributeError:
         return None
-
-
-def _named(model: nn.Module) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    found.update(model.named_buffers(remove_duplicate=False))
-    return found
 
 
 def _convolution(spec: OpSpec, names: set[str]) -> nn.Module | None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latmorph.errors import CaptureError, LatmorphWarning, StructureError
-from latmorph.graph.capture import Read, export, untouched
+from latmorph.graph.capture import Read, export, named_tensors, untouched
 from latmorph.graph.capture import read as read_exported
 from latmorph.graph.cut import Cut
 from latmorph.graph.graph import Graph, Node
@@ -205,7 +205,7 @@ def grown(model: nn.Module, graph: Graph, changes: Resize, widths: np.ndarray) -
     _try_forward(rebuilt, _examples(rebuilt, graph))
     fresh = copy.deepcopy(rebuilt)
     reset(fresh)
-    old, new = _tensors(rebuilt), _tensors(fresh)
+    old, new = named_tensors(rebuilt), named_tensors(fresh)
     with torch.no_grad():
         for name, axes in changes.items():
             for axis, index in axes.items():
@@ -221,13 +221,6 @@ def reset(model: nn.Module) -> None:
         own = getattr(module, "reset_parameters", None)
         if callable(own):
             own()
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by every name that they have."""
-    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    held.update(model.named_buffers(remove_duplicate=False))
-    return held
 
 
 def _take(value: torch.Tensor, axis: int, index: np.ndarray) -> torch.Tensor:
@@ -248,13 +241,13 @@ def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
                 places.setdefault(id(tensor), []).append((module, attribute))
                 names[f"{prefix}.{attribute}" if prefix else attribute] = id(tensor)
     # Names under which a shared module is reached again.
-    for name, tensor in _tensors(model).items():
+    for name, tensor in named_tensors(model).items():
         names.setdefault(name, id(tensor))
     return {name: places[key] for name, key in names.items()}
 
 
 def _check(model: nn.Module, changes: Resize) -> None:
-    held = _tensors(model)
+    held = named_tensors(model)
     for name, axes in changes.items():
         if name not in held:
             raise StructureError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -238,8 +238,9 @@ def shrink(
 
 
 def _check_slices(model: torch.nn.Module, structure: Structure) -> None:
-    held: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    held.update(model.named_buffers(remove_duplicate=False))
+    from latmorph.graph.capture import named_tensors
+
+    held = named_tensors(model)
     for part in structure.slices:
         tensor = held.get(part.parameter)
         if tensor is None or part.axis >= tensor.ndim or tensor.shape[part.axis] != part.size:

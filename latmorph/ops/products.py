@@ -190,7 +190,7 @@ class TransposedConvolution(Convolution):
             group, columns = io.fresh(groups), out
             _grouped(io, io.axis(1, 0), group, io.fresh(self.per_group(spec)[0]))
             out = io.fresh(spec.out.shape[axis])
-            _grouped(io, out, group, columns if spec["weight"].shape[1] > 1 else None)
+            _grouped(io, out, group, columns)
         if spec.operand("bias") is not None:
             io.tie(out, io.axis(2, 0, "bias"))
         lead = [io.axis(0, a) for a in range(axis)]
