@@ -68,6 +68,7 @@ FLOW = [
     "graph/cut.py",
     "graph/simplify.py",
     "graph/module.py",
+    "graph/fold.py",
     "graph/rebuild.py",
     "morph/__init__.py",
     "morph/cost.py",

@@ -325,7 +325,7 @@ class _Grouped:
                         continue
                     seen.add(key)
                     place += 1
-                    present, first, counts = np.unique(own, return_index=True, return_counts=True)
+                    present, first, counts = _counted(own)
                     signature[present] += _mix((np.uint64(place) << np.uint64(32)) + counts.astype(np.uint64))
                     order[present] = np.minimum(order[present], place * 2**32 + first)
         given = named & (reason == 0) & ~made
@@ -400,7 +400,11 @@ class _Grouped:
         """The number of rows as a sum of products of widths, over a divisor; None where it is no such sum."""
         groups = np.where(rows >= 0, self.group_of[rows], -1) if len(self.group_of) else rows
         terms: dict[tuple[int, ...], int] = {}
-        kinds, kind, counts = np.unique(groups, axis=0, return_inverse=True, return_counts=True)
+        if groups.shape[1] == 1:  # far faster where rows are single numbers
+            single, kind, counts = np.unique(groups, return_inverse=True, return_counts=True)
+            kinds = single[:, None]
+        else:
+            kinds, kind, counts = np.unique(groups, axis=0, return_inverse=True, return_counts=True)
         for k, (named, count) in enumerate(zip(kinds.tolist(), counts.tolist(), strict=True)):
             key = tuple(sorted(g for g in named if g >= 0))
             whole = int(np.prod(self.widths[list(key)], dtype=np.int64))
@@ -460,6 +464,13 @@ class _Grouped:
     def _blocks(self) -> dict[int, Block]:
         """Blocks, if any matter: what is alive of some tensor is no product along its axes."""
         return self.network.blocks if any(is_joint(x) for p in self.places.values() for x in p) else {}
+
+
+def _counted(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct labels in ascending order, where each comes first, and how often it is there."""
+    if (np.diff(labels) > 0).all():  # as nearly always, and far faster
+        return labels, np.arange(len(labels)), np.ones(len(labels), dtype=np.int64)
+    return np.unique(labels, return_index=True, return_counts=True)
 
 
 def _entangled(layers: Sequence[np.ndarray]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from latmorph.errors import StructureError
+from latmorph.errors import LatmorphWarning, StructureError
 from latmorph.files import write_whole
 from latmorph.graph.graph import Graph
 
@@ -206,17 +207,21 @@ def shrink(
     """A copy of ``model`` without the channels that ``structure`` leaves out, weights kept.
 
     The same classes where the model's own code runs at the new sizes, which is checked operator by operator;
-    otherwise a module written from the graph, with torch's layers under their old names. Where the removed
-    channels contribute nothing (as after training with :meth:`latmorph.Regularizer.attach`), the outputs stay
-    the same. An ``optimizer`` of the model's becomes one of the smaller network's, with what is left of its
-    state. Without ``weights`` every layer is initialised as layers of its class initialise themselves, to be
-    trained from scratch.
+    otherwise a module written from the graph, with torch's layers under their old names. An ``optimizer`` of
+    the model's becomes one of the smaller network's, with what is left of its state. Without ``weights``
+    every layer is initialised as layers of its class initialise themselves, to be trained from scratch.
+
+    The outputs stay the same where the removed channels contribute nothing (as after training with
+    :meth:`latmorph.Regularizer.attach`), or the same whatever the inputs are, which goes into the biases of
+    what reads them. By how much they move otherwise is measured, on inputs of noise, and a LatmorphWarning
+    says so.
 
     Raises StructureError when the structure is another model's, with the first difference, and when a group
     at zero cuts the network in two.
     """
     from latmorph.graph.capture import export, read
     from latmorph.graph.cut import Cut
+    from latmorph.graph.fold import folded
     from latmorph.graph.rebuild import example, follow, reset, shrunk
 
     _check_slices(model, structure)
@@ -229,12 +234,48 @@ def shrink(
     ):
         raise StructureError("the structure is damaged: its slices are not those of its groups")
     cut = Cut(found.graph, alive)
-    small = shrunk(model, found, cut)
-    if not weights:
+    if weights:
+        small = shrunk(folded(model, found, cut), found, cut)
+        _say_how_far(model, small, structure.inputs)
+    else:
+        small = shrunk(model, found, cut)
         reset(small)
     if optimizer is not None:
         follow(optimizer, model, small, found.graph, cut)
     return small
+
+
+def _say_how_far(model: torch.nn.Module, small: torch.nn.Module, inputs: Sequence[InputSpec]) -> None:
+    """Warn if outputs of the smaller network differ from the model's by more than rounding."""
+    import torch
+
+    from latmorph.graph.capture import holds_numbers, untouched
+
+    if not holds_numbers(model):
+        return
+    device = next((p.device for p in model.parameters()), "cpu")
+    found: list[list[torch.Tensor]] = []
+    for network in (model, small):
+        with untouched(network):
+            torch.manual_seed(0)
+            given = (torch.empty(i.shape, dtype=getattr(torch, i.dtype), device=device) for i in inputs)
+            noise = [x.normal_() if x.is_floating_point() else x.zero_() for x in given]
+            made = torch.utils._pytree.tree_leaves(network(*noise))
+            found.append([x for x in made if isinstance(x, torch.Tensor) and x.is_floating_point()])
+    moved = 0.0
+    for old, new in zip(*found, strict=True):
+        size = float(torch.where(old.isfinite(), old.abs(), 0.0).max()) if old.numel() else 0.0
+        apart = float(torch.where(old == new, 0.0, (old - new).abs()).max()) if old.numel() else 0.0
+        if apart > size * torch.finfo(old.dtype).eps ** 0.5:
+            moved = max(moved, apart / size if size else float("inf"))
+    if moved:
+        warnings.warn(
+            f"the smaller network's outputs differ from the model's by up to {moved:.2g} of the largest, on "
+            "inputs of noise: what is removed was not zero, nor a constant that could go into biases; "
+            "training on may mend that",
+            LatmorphWarning,
+            stacklevel=3,
+        )
 
 
 def _check_slices(model: torch.nn.Module, structure: Structure) -> None:
