@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional
 
 import latmorph as lm
-from latmorph.device.fingerprint import cpu_features, cpu_name
 from latmorph.files import write_whole
 from tools.networks import resnet18
+from tools.pairs import interleaved, machine
 
 
 class Pairs(msgspec.Struct, frozen=True):
@@ -69,13 +69,7 @@ def run(mode: str, cost: lm.CostModel, pairs: int) -> Pairs:
         "plain": stepper(model, None, False),
         "regularised": stepper(twin, regularizer, mode == "classic"),
     }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    random = np.random.default_rng(0)
-    for k in range(pairs + 3):
-        for name in random.permutation(list(steps)):
-            taken = steps[str(name)]()
-            if k >= 3:
-                times[str(name)].append(taken)
+    times = interleaved(steps, pairs)
     return Pairs(mode, tuple(times["plain"]), tuple(times["regularised"]))
 
 
@@ -90,12 +84,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     cost = lm.LatencyCost(lm.load_profile(args.profile))
     results = [run(mode, cost, args.pairs) for mode in ("proximal", "classic")]
-    machine = f"{cpu_name()}, {' '.join(cpu_features())}, torch {torch.__version__}, {args.threads} thread(s)"
     lines = [
         "# What the regulariser adds to a training step",
         "",
         "Written by `python -m tools.bench_step`; raw times in `training-step.json`. ResNet-18, batch 32,",
-        f"64x64, SGD, latency cost with a target, {args.pairs} interleaved pairs. {machine}.",
+        f"64x64, SGD, latency cost with a target, {args.pairs} interleaved pairs. {machine()}.",
         "",
         "| mode | plain, median | regularised over plain, median | quartiles | means |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -107,7 +100,7 @@ def main() -> None:
             f"{np.mean(r.regularised_s) / np.mean(r.plain_s):.3f} |"
         )
     text = "\n".join(lines) + "\n"
-    raw = msgspec.json.encode({"machine": machine, "results": results})
+    raw = msgspec.json.encode({"machine": machine(), "results": results})
     write_whole(args.output.with_suffix(".json"), msgspec.json.format(raw, indent=1) + b"\n")
     write_whole(args.output.with_suffix(".md"), text.encode())
     print(text)
