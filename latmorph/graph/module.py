@@ -66,6 +66,12 @@ class _Writer:
         for node in reversed(made.graph.nodes):
             if not node.users and (not node.is_impure() or _writes_for_itself(node)):
                 made.graph.erase_node(node)
+        used = {node.target for node in made.graph.nodes if node.op in ("get_attr", "call_module")}
+        for name in self.held:
+            holder, _, last = name.rpartition(".")
+            if not used & {name, holder}:
+                delattr(made.get_submodule(holder), last)
+        made.delete_all_unused_submodules()
         made.graph.lint()
         made.recompile()
         return made.train(self.model.training)
@@ -380,6 +386,8 @@ class _Writer:
         for entry, before, after in zip(given, old, new, strict=True):
             free = isinstance(entry, fx.Node)
             found.append((entry if before == after else -1) if free else after)
+        if found.count(-1) == list(given).count(-1):  # as many as an operator was given, it takes
+            return found
         if found.count(-1) > 1 and len(found) == len(shape):  # one was left open that is no batch's
             found = [n if entry == -1 else f for entry, f, n in zip(given, found, shape, strict=True)]
         if found.count(-1) > 1:

@@ -6,14 +6,16 @@ constants alone is one; a concatenation loses its empty parts. Everything else s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from latmorph import ops
 from latmorph.errors import StructureError
 from latmorph.graph.cut import Cut
-from latmorph.graph.graph import Node
+from latmorph.graph.graph import Graph, Node
 
 CONCATENATIONS = ("cat", "concat", "concatenate")
 SUMS = ("sum", "nansum")
@@ -54,6 +56,42 @@ def states(cut: Cut) -> dict[int, State]:
                 f"group {blame.get(t, '')!r} at zero cuts the network in two: an output would not depend on "
                 "the inputs any more; keep at least one channel of it"
             )
+    return found
+
+
+_LEFT: WeakKeyDictionary[Graph, dict[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
+
+
+def nodes_left(graph: Graph, empty: frozenset[int]) -> frozenset[int]:
+    """The operators that are still run when these groups are at zero.
+
+    Those without elements are not, nor those that make constants, nor those that only lead to such. Raises
+    StructureError as :func:`states` does.
+    """
+    known = _LEFT.setdefault(graph, {})
+    if empty not in known:
+        ends = np.cumsum(graph.widths)
+        alive = np.ones(int(graph.widths.sum()), dtype=bool)
+        for g in empty:
+            alive[ends[g] - graph.widths[g] : ends[g]] = False
+        found = states(Cut(graph, alive))
+        run = {t for t, state in found.items() if state in (State.LIVE, State.STATIC)}
+        # What nothing reads may write to memory that something else reads: it stays.
+        unread = {*range(len(graph.nodes))} - _needed(graph, {*found})
+        known[empty] = frozenset(
+            _needed(graph, run) | {i for i in unread if run.issuperset(graph.nodes[i].outputs)}
+        )
+    return known[empty]
+
+
+def _needed(graph: Graph, run: Collection[int]) -> set[int]:
+    """The operators that the outputs need, where only the tensors ``run`` are computed."""
+    needed, found = set(graph.outputs), set()
+    for i in reversed(range(len(graph.nodes))):
+        node = graph.nodes[i]
+        if any(t in needed and t in run for t in node.outputs):
+            found.add(i)
+            needed.update(node.inputs)
     return found
 
 

@@ -6,16 +6,18 @@ evaluation of shapes serves them all, for many widths at once.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from latmorph import ops
-from latmorph.errors import UsageError
+from latmorph.errors import StructureError, UsageError
 from latmorph.graph.graph import Graph
+from latmorph.graph.simplify import nodes_left
 from latmorph.latency.profile import Profile
 from latmorph.latency.roofline import Place, places, written_bytes
 from latmorph.opspec import OpSpec, footprint_bytes
@@ -41,9 +43,28 @@ class CostModel(ABC):
     def sum_of(self, graph: Graph, widths: np.ndarray, items: Sequence[int]) -> np.ndarray:
         """Cost of some items, in ``unit``, float64 of shape ``(variants,)``."""
 
+    def items_left(self, graph: Graph, empty: frozenset[int]) -> Collection[int]:
+        """The items that are left when some groups are at zero. Raises StructureError where they can't be."""
+        return self.items(graph)
+
     def evaluate(self, graph: Graph, widths: np.ndarray) -> np.ndarray:
-        """Cost of the whole network, in ``unit``, float64 of shape ``(variants,)``."""
-        return self.sum_of(graph, widths, self.items(graph))
+        """Cost of the whole network, in ``unit``, float64 of shape ``(variants,)``.
+
+        Groups at zero take with them what :func:`latmorph.graph.simplify.nodes_left` says; where they cut
+        the network in two, it costs infinitely much.
+        """
+        return self._sums(graph, widths, self.items(graph))
+
+    def _sums(self, graph: Graph, widths: np.ndarray, items: Sequence[int]) -> np.ndarray:
+        """:meth:`sum_of` those of the items that are left at each row of widths."""
+        found = np.full(len(widths), np.inf)
+        for empty in dict.fromkeys(map(_empty, widths)):
+            rows = [k for k, row in enumerate(widths) if _empty(row) == empty]
+            with contextlib.suppress(StructureError):
+                left = self.items_left(graph, empty) if empty else None
+                own = items if left is None else [i for i in items if i in left]
+                found[rows] = self.sum_of(graph, widths[rows], own)
+        return found
 
     def total(self, graph: Graph, widths: np.ndarray | None = None) -> float:
         """Cost of the network at one set of widths, its own by default."""
@@ -53,35 +74,46 @@ class CostModel(ABC):
     def change(self, graph: Graph, widths: np.ndarray, tried: np.ndarray) -> np.ndarray:
         """Change of the network's cost from ``widths``, of shape ``(groups,)``, to each row of ``tried``.
 
-        Only items that depend on a group that changes are evaluated.
+        Only items that depend on a group that changes are evaluated, and those that a group at zero takes
+        with it.
         """
         moved = np.flatnonzero((tried != widths).any(axis=0)).tolist()
-        items = sorted({item for g in moved for item in self.items(graph, g)})
-        costs = self.sum_of(graph, np.vstack([tried, widths]), items)
+        items = {item for g in moved for item in self.items(graph, g)}
+        for empty in {*map(_empty, tried)} - {_empty(widths)}:
+            with contextlib.suppress(StructureError):
+                items |= {*self.items(graph)} - {*self.items_left(graph, empty)}
+        costs = self._sums(graph, np.vstack([tried, widths]), sorted(items))
         return np.asarray(costs[:-1] - costs[-1])
 
     def candidates(self, width: int) -> list[int]:
         """Widths below a group's present one at which its cost is looked at for its price."""
         return candidate_widths(width)
 
-    def marginal(self, graph: Graph, widths: np.ndarray) -> np.ndarray:
+    def marginal(self, graph: Graph, widths: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
         """What one channel of each group is worth, in ``unit``, float64 of shape ``(groups,)``.
 
+        ``least``, int64 of shape ``(groups,)``, is how narrow each may become, 1 by default.
         On a staircase the local slope says nothing: it is zero on a step and wild at an edge. The price
         is the slope, at the present width, of the lower convex hull of cost against width: the best
-        saving a channel can still buy. Frozen groups, and groups of one channel, are worth nothing.
+        saving a channel can still buy. Frozen groups, and those that can't be narrower, are worth nothing.
         """
         prices = np.zeros(len(graph.groups))
         for g in graph.prunable:
-            width = int(widths[g])
-            if width < 2:
+            width, floor = int(widths[g]), 1 if least is None else int(least[g])
+            candidates = [c for c in self.candidates(width) if c >= floor] if width > 1 else []
+            candidates = sorted({*candidates, floor}) if floor < width else candidates
+            if not candidates:
                 continue
-            candidates = self.candidates(width)
             tried = np.repeat(widths[None], len(candidates), axis=0)
             tried[:, g] = candidates
             saved = -self.change(graph, widths, tried)
             prices[g] = max(0.0, float(np.max(saved / (width - np.asarray(candidates)))))
         return prices
+
+
+def _empty(widths: np.ndarray) -> frozenset[int]:
+    """The groups at zero."""
+    return frozenset(np.flatnonzero(widths == 0).tolist())
 
 
 def candidate_widths(width: int, most: int = CANDIDATES) -> list[int]:
@@ -96,6 +128,9 @@ def candidate_widths(width: int, most: int = CANDIDATES) -> list[int]:
 
 
 class _OperatorCost(CostModel):
+    def items_left(self, graph: Graph, empty: frozenset[int]) -> Collection[int]:
+        return nodes_left(graph, empty)
+
     def items(self, graph: Graph, group: int | None = None) -> Sequence[int]:
         return range(len(graph.nodes)) if group is None else graph.nodes_of_group[group]
 
@@ -124,6 +159,9 @@ class ParameterCost(CostModel):
             return graph.trainable
         touched = {t for (t, _), size in graph.channels.axes.items() if group in size.groups}
         return [t for t in graph.trainable if t in touched]
+
+    def items_left(self, graph: Graph, empty: frozenset[int]) -> Collection[int]:
+        return {t for i in nodes_left(graph, empty) for t in graph.nodes[i].inputs}
 
     def sum_of(self, graph: Graph, widths: np.ndarray, items: Sequence[int]) -> np.ndarray:
         total = np.zeros(len(widths))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from latmorph.errors import LatmorphWarning, TargetError, UsageError
+from latmorph.errors import LatmorphWarning, StructureError, TargetError, UsageError
 from latmorph.graph.capture import capture
+from latmorph.graph.graph import Graph
+from latmorph.graph.simplify import nodes_left
 from latmorph.morph.controller import Controller
 from latmorph.morph.cost import CostModel
 from latmorph.morph.importance import Channels, paths_of, readers_to_silence
 from latmorph.morph.structure import Structure
 
 DEAD = 1e-2
-"""In classic mode, a channel below this importance counts as removed, but for a group's most important."""
+"""In classic mode, a channel below this importance counts as removed, but for those that must be left."""
 
 ROUNDING = 1 + 1e-9
 """What sums of costs in another order may differ by."""
@@ -41,6 +43,9 @@ class Regularizer:
         target: the wanted cost as a fraction of the parent's, in (0, 1): a controller sets the strength.
         steps: optimiser steps over which ``target`` is to be reached.
         every: steps between two looks at the cost (and, when widths changed, at the prices).
+        least: how many channels at least are left of every group, or of groups by their names (of the others
+            one). A group that may come to zero takes its operators with it: a block leaves its shortcut, a
+            branch its concatenation. One that the network cannot do without keeps a channel all the same.
 
     The term is ``strength * sum_g price_g * sum_c importance_gc``: the price of a group is the marginal
     cost of its channels over the parent's cost, importance is relative (1 for a fresh channel), so the
@@ -50,8 +55,9 @@ class Regularizer:
     Add :meth:`loss` to the task's loss, or call :meth:`attach` once: then every ``optimizer.step()`` is
     followed by the proximal step of the same term, which makes scale and shift exactly zero together.
 
-    Raises UsageError when both or neither of ``strength`` and ``target`` are given, or when no channel
-    of the model can be removed; TargetError when the target cannot be reached.
+    Raises UsageError when both or neither of ``strength`` and ``target`` are given, when ``least`` is
+    negative, or when no channel of the model can be removed; StructureError when ``least`` names a group
+    that does not exist; TargetError when the target cannot be reached.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Regularizer:
         target: float | None = None,
         steps: int = 1000,
         every: int = 10,
+        least: int | Mapping[str, int] = 1,
     ) -> None:
         if (strength is None) == (target is None):
             raise UsageError("give either strength= or target=, one of the two")
@@ -90,6 +97,7 @@ class Regularizer:
             g: torch.ones(c.width, dtype=torch.bool, device=c.parts[0][0].tensor.device)
             for g, c in self._channels.items()
         }
+        self._least = _least_widths(self.graph, least)
         self.step_count = 0
         self.every = every
         self._fixed_strength = strength
@@ -101,13 +109,12 @@ class Regularizer:
         self._fraction = 1.0
         self._reprice()
         if target is not None:
-            smallest = self._widths.copy()
-            smallest[list(self._channels)] = 1
+            smallest = self._smallest()
             floor = cost.total(self.graph, smallest) / self.parent_cost
             if floor > target:
                 raise TargetError(
-                    f"{cost.name}: with one channel left in every group the network still costs "
-                    f"{floor:.3f} of the parent, above the target of {target:g}; what is left does not "
+                    f"{cost.name}: with as few channels left in every group as may be the network still "
+                    f"costs {floor:.3f} of the parent, above the target of {target:g}; what is left does not "
                     "depend on channels"
                 )
 
@@ -179,10 +186,7 @@ class Regularizer:
     def _look(self) -> None:
         """Take the widths as they are now, with their cost and prices."""
         if not self._attached:
-            with torch.no_grad():
-                for g, channels in self._channels.items():
-                    importance = channels.importance()
-                    self.alive[g] = importance >= min(DEAD, float(importance.max()))
+            self.alive = self._important()
         widths = self._alive_widths()
         if not np.array_equal(widths, self._widths):
             self._widths = widths
@@ -192,12 +196,43 @@ class Regularizer:
     def _alive_widths(self) -> np.ndarray:
         widths = self.graph.widths.copy()
         counts = torch.stack([mask.sum() for mask in self.alive.values()]).tolist()
-        for g, count in zip(self.alive, counts, strict=True):
-            widths[g] = max(1, int(count))
+        widths[list(self.alive)] = counts
         return widths
 
+    @torch.no_grad()
+    def _important(self) -> dict[int, torch.Tensor]:
+        """The channels that are not dead in classic mode, and as many more as must be left."""
+        found: dict[int, torch.Tensor] = {}
+        widths = self.graph.widths.copy()
+        for g, channels in self._channels.items():
+            importance = channels.importance()
+            count = int((importance >= DEAD).sum())
+            widths[g] = max(count, int(self._least[g]))
+            if widths[g] == 0 and not self._can_do_with(widths):
+                widths[g] = 1
+            found[g] = torch.zeros(channels.width, dtype=torch.bool, device=importance.device)
+            found[g][importance.argsort(descending=True)[: int(widths[g])]] = True
+        return found
+
+    def _smallest(self) -> np.ndarray:
+        """Widths with as few channels in every group as may be."""
+        widths = self.graph.widths.copy()
+        for g in self._channels:
+            widths[g] = self._least[g]
+            if widths[g] == 0 and not self._can_do_with(widths):
+                widths[g] = 1
+        return widths
+
+    def _can_do_with(self, widths: np.ndarray) -> bool:
+        """Whether the groups that are at zero can be."""
+        try:
+            nodes_left(self.graph, frozenset(np.flatnonzero(widths == 0).tolist()))
+        except StructureError:
+            return False
+        return True
+
     def _reprice(self) -> None:
-        self.prices = self.cost.marginal(self.graph, self._widths) / self.parent_cost
+        self.prices = self.cost.marginal(self.graph, self._widths, self._least) / self.parent_cost
 
     @torch.no_grad()
     def _proximal_step(self) -> None:
@@ -237,18 +272,19 @@ class Regularizer:
         return threshold
 
     def _doomed(self, g: int, gone: torch.Tensor, importance: torch.Tensor) -> list[tuple[float, int, int]]:
-        """Importance for the price, group and index of channels at zero, the last of a group spared."""
+        """Importance for the price, group and index of channels at zero, without those that must be left."""
         found = gone.nonzero().ravel().tolist()
-        if not found:
+        most = int(self.alive[g].sum()) - int(self._least[g])
+        if not found or most <= 0:
             return []
-        if len(found) == int(self.alive[g].sum()):
-            found.remove(int(torch.argmax(torch.where(gone, importance, -1.0))))
+        if len(found) > most:
+            found = sorted(found, key=importance.tolist().__getitem__)[:most]
         price = max(float(self.prices[g]), 1e-30)
         return [(value / price, g, c) for value, c in zip(importance[found].tolist(), found, strict=True)]
 
     def _let_die(self, doomed: list[tuple[float, int, int]]) -> None:
         """Of the channels that are at zero, remove those that the schedule has room for, cheapest first."""
-        doomed.sort()
+        doomed = self._spared(sorted(doomed), self._alive_widths())
         if self._controller is not None:
             total = sum(c.width for c in self._channels.values())
             doomed = doomed[: max(1, int(FASTEST_DEATHS * total))]
@@ -259,6 +295,20 @@ class Regularizer:
             mask = self.alive[g]
             mask[[c for _, own, c in doomed if own == g]] = False
             self._keep(g, mask)
+
+    def _spared(
+        self, doomed: Sequence[tuple[float, int, int]], widths: np.ndarray
+    ) -> list[tuple[float, int, int]]:
+        """The channels of an ordered list that can go from ``widths``: groups that are needed keep one."""
+        left, found = widths.copy(), []
+        for removal in doomed:
+            g = removal[1]
+            left[g] -= 1
+            if left[g] == 0 and not self._can_do_with(left):
+                left[g] = 1
+            else:
+                found.append(removal)
+        return found
 
     def _keep(self, g: int, mask: torch.Tensor) -> None:
         """Of a group's channels only those of the mask stay alive; the others are zero from now on."""
@@ -334,12 +384,16 @@ class Regularizer:
         widths = self._alive_widths()
         fraction = self.cost.total(self.graph, widths) / self.parent_cost
         while fraction > target * ROUNDING:
-            prices = np.maximum(self.cost.marginal(self.graph, widths), 1e-12 * self.parent_cost)
+            prices = self.cost.marginal(self.graph, widths, self._least)
+            prices = np.maximum(prices, 1e-12 * self.parent_cost)
             candidates = sorted(
                 (importance[g][c] / prices[g], g, int(c))
                 for g, mask in alive.items()
-                for c in sorted(np.flatnonzero(mask), key=lambda c: importance[g][c])[:-1]
+                for c in sorted(np.flatnonzero(mask), key=lambda c: importance[g][c])[
+                    : max(0, int(widths[g] - self._least[g]))
+                ]
             )
+            candidates = self._spared(candidates, widths)
             if not candidates:
                 raise TargetError(f"{self.cost.name}: the target {target:g} cannot be reached")
             # Prices change as channels go: a few at a time.
@@ -349,3 +403,14 @@ class Regularizer:
                 alive[g][c] = False
                 widths[g] -= 1
         return alive
+
+
+def _least_widths(graph: Graph, least: int | Mapping[str, int]) -> np.ndarray:
+    """How many channels of every group must be left, int64 of shape ``(groups,)``."""
+    given = least if isinstance(least, Mapping) else {graph.groups[g].name: least for g in graph.prunable}
+    widths = np.ones(len(graph.groups), dtype=np.int64)
+    for name, width in given.items():
+        if width < 0:
+            raise UsageError(f"least must not be negative, got {width} for group {name!r}")
+        widths[graph.group(name)] = width
+    return np.asarray(np.minimum(widths, graph.widths))
