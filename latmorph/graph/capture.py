@@ -212,13 +212,14 @@ class _Reader:
         parameters = signature.inputs_to_parameters
         names = {**parameters, **signature.inputs_to_buffers}
         given = set(signature.user_inputs)
+        counted = self._counted()
         inputs: list[int] = []
         outputs: list[int] = []
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 value = node.meta.get("val")
                 if isinstance(value, torch.Tensor):
-                    self.values[node] = self._tensor(value, names.get(node.name), node.name in parameters)
+                    self.values[node] = self._tensor(value, names.get(node.name), node.name in counted)
                     if node.name in given:
                         inputs.append(self.values[node])
                     elif node.name in names:
@@ -231,6 +232,18 @@ class _Reader:
             raise UnknownOperatorError(self.unknown)
         channels = find_channels(self.nodes, self.tensors, inputs, outputs)
         return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), channels)
+
+    def _counted(self) -> set[str]:
+        """Placeholders of parameters, without the other names of what is read under one name alone."""
+        parameters, held = self.exported.graph_signature.inputs_to_parameters, self.exported.state_dict
+        places = [n for n in self.exported.graph.nodes if n.op == "placeholder" and n.name in parameters]
+        read = {id(held.get(parameters[n.name])) for n in places if n.users}
+        found: dict[int, str] = {}
+        for n in places:
+            tensor = held.get(parameters[n.name])
+            if not n.users and id(tensor) not in read:
+                found.setdefault(id(tensor), n.name)
+        return {*found.values(), *(n.name for n in places if n.users)}
 
     def _node(self, node: torch.fx.Node, owner: torch.nn.Module) -> None:
         """Read a node that is neither input nor output of the graph that ``owner`` holds."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,18 @@ def write_module(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
     return _Writer(model, read, cut).write()
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that does not depend on the inputs, and the same of a network with other parameters.
+
+    What holds of the ``probe`` (zeros, numbers that agree) holds whatever the parameters are. So a structure
+    gives the same module of an untrained network, and a state dict of the trained one fits it.
+    """
+
+    value: torch.Tensor
+    probe: torch.Tensor
+
+
 class _Writer:
     def __init__(self, model: nn.Module, read: Read, cut: Cut) -> None:
         self.model = model
@@ -49,7 +62,8 @@ class _Writer:
         self.given = named_tensors(model)
         self.held: dict[str, torch.Tensor] = {}
         self.states = {} if cut.is_whole else states(cut)
-        self.constants: dict[int, torch.Tensor] = {}
+        self.constants: dict[int, Constant] = {}
+        self.random = torch.Generator().manual_seed(0)
         self.tensor_of = {t.parameter: i for i, t in enumerate(read.graph.tensors) if t.parameter is not None}
         self.readers: dict[str, set[str]] = {}
         for node in read.graph.nodes:
@@ -239,19 +253,21 @@ class _Writer:
         first = found[0] is not State.CONSTANT or own.spec.kind in ("add", "mul")
         if len(live) == 1 and len(found) == 2 and neutral is not None and first:
             same = self.cut.shape(live[0]) == self.cut.shape(own.outputs[0])
-            if same and all(bool((c == neutral).all()) for c in constants):
+            if same and all(bool((c.probe == neutral).all()) for c in constants):
                 return self._itself(live[0], node)
         if not isinstance(ops.handler_of(own.spec.kind), ops.Binary):
             raise StructureError(
                 f"{own.module or own.name} ({own.spec.kind}) would read a constant beside what depends on "
                 "the inputs, since a group before it is at zero; keep at least one channel of it"
             )
-        shapes = [self.cut.shape(t) for t in live] + [tuple(c.shape) for c in constants]
+        shapes = [self.cut.shape(t) for t in live] + [tuple(c.value.shape) for c in constants]
         if np.broadcast_shapes(*shapes) != self.cut.shape(own.outputs[0]):
             for t, s in zip(own.inputs, found, strict=True):
                 if s is State.CONSTANT:
-                    shape = self.cut.shape(t)
-                    self.constants[t] = self.constants[t].expand(1, *shape[1:]).contiguous()
+                    size = (1, *self.cut.shape(t)[1:])
+                    old = self.constants[t]
+                    value, probe = (x.expand(size).contiguous() for x in (old.value, old.probe))
+                    self.constants[t] = Constant(value, probe)
         return None
 
     def _itself(self, tensor: int, node: fx.Node) -> Any:
@@ -273,7 +289,7 @@ class _Writer:
     def _constant(self, tensor: int) -> fx.Node:
         name = f"constant_{tensor}"
         if name not in self.held:
-            self._hold(name, self.constants[tensor])
+            self._hold(name, self.constants[tensor].value)
         return self.graph.get_attr(name)
 
     @torch.no_grad()
@@ -285,28 +301,29 @@ class _Writer:
         if any(self.states.get(t) is State.EMPTY for t in own.inputs):
             self.constants[own.outputs[0]] = self._bias(own)
             return [None]
-        made = self._run(node, own, whole=not ops.is_pointwise(own.spec))
-        for tensor, value in zip(own.outputs, made, strict=True):
+        made = [self._run(node, own, probe=probe) for probe in (False, True)]
+        for tensor, value, probe in zip(own.outputs, *made, strict=True):
             rank = len(self.cut.shape(tensor))
             for axis in range(rank):  # what is the same along an axis is kept once
-                first = value.narrow(axis, 0, 1)
-                if axis != 1 and bool((value == first).all()):
-                    value = first.clone()
+                first = probe.narrow(axis, 0, 1)
+                if axis != 1 and bool(torch.isclose(probe, first, rtol=1e-4).all()):
+                    value, probe = value.narrow(axis, 0, 1).clone(), first.clone()
             if rank and value.shape[0] != 1:
                 raise StructureError(f"{own.name} makes a constant that differs along the batch")
-            self.constants[tensor] = value
-        return [None] * len(made)
+            self.constants[tensor] = Constant(value, probe)
+        return [None] * len(own.outputs)
 
-    def _run(self, node: fx.Node, own: Node, *, whole: bool) -> list[torch.Tensor]:
-        """Run an operator on constants, stretched to their ``whole`` sizes if need be."""
+    def _run(self, node: fx.Node, own: Node, *, probe: bool) -> list[torch.Tensor]:
+        """Run an operator on constants, stretched to their whole sizes if need be."""
+        whole = not ops.is_pointwise(own.spec)
 
         def value(argument: fx.Node) -> Any:
             known = self.values.get(argument)
             if isinstance(known, str):
-                return self._value(known)
+                return self._probe(self._value(known)) if probe else self._value(known)
             tensor = self.read.values.get(argument)
             if isinstance(tensor, int) and tensor in self.constants:
-                constant = self.constants[tensor]
+                constant = self.constants[tensor].probe if probe else self.constants[tensor].value
                 return (constant.expand(self.cut.shape(tensor)) if whole else constant).clone()
             return size_of(argument.meta.get("val"))
 
@@ -314,7 +331,7 @@ class _Writer:
         made = target(*fx.node.map_arg(args, value), **fx.node.map_arg(kwargs, value))
         return list(made) if isinstance(made, tuple | list) else [made]
 
-    def _bias(self, own: Node) -> torch.Tensor:
+    def _bias(self, own: Node) -> Constant:
         """What a sum of products over nothing is: the bias, or zero."""
         names = self._operands(own)
         shape = self.cut.shape(own.outputs[0])
@@ -324,12 +341,21 @@ class _Writer:
         axis = len(shape) - 1
         if own.spec.kind.startswith("conv"):
             axis = len(own.spec["input"].shape) - len(own.spec["weight"].shape) + 1
-        bias = (
-            torch.zeros(shape[axis], dtype=dtype, device=device)
-            if name is None
-            else self._value(name).detach()
-        )
-        return bias.reshape([-1 if a == axis else 1 for a in range(len(shape))]).clone()
+        ones = [-1 if a == axis else 1 for a in range(len(shape))]
+        if name is None:
+            zero = torch.zeros(shape[axis], dtype=dtype, device=device).reshape(ones)
+            return Constant(zero, torch.zeros_like(self._probe(zero)))
+        value = self._value(name).detach().reshape(ones).clone()
+        return Constant(value, self._probe(value))
+
+    def _probe(self, value: torch.Tensor) -> torch.Tensor:
+        """Other numbers in a tensor's place: positive, so that no sum of them is zero by chance."""
+        if value.device.type == "meta":
+            value = torch.zeros_like(value, device="cpu")
+        if not value.is_floating_point():
+            return value
+        drawn = torch.rand(value.shape, generator=self.random, dtype=torch.float64)
+        return (0.5 + drawn).to(value.device, value.dtype)
 
     def _gathered(self, gather: Gather, own: Node, tensor: int) -> fx.Node:
         source, places = self.tensors[gather.root], gather.indices.ravel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -238,7 +239,9 @@ def shrink(
         small = shrunk(folded(model, found, cut), found, cut)
         _say_how_far(model, small, structure.inputs)
     else:
-        small = shrunk(model, found, cut)
+        fresh = copy.deepcopy(model)
+        reset(fresh)  # for constants that are worked out
+        small = shrunk(fresh, found, cut)
         reset(small)
     if optimizer is not None:
         follow(optimizer, model, small, found.graph, cut)
