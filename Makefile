@@ -1,7 +1,7 @@
 # make demo   the whole story on embedded data, in minutes
 # make test   the tests (make test-slow: the long ones and those that need model zoos)
 # make lint   ruff and mypy
-# make bench  figures of docs/: accuracy on this machine, cost of a regularised training step
+# make bench  figures of docs/: accuracy on this machine, cost of a training step, of dead branches, of depth
 # Every target makes .venv first.
 
 BIN := .venv/bin
@@ -26,6 +26,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench_step
+	$(BIN)/python -m tools.bench_topology
+	$(BIN)/python -m tools.bench_scaling
 	$(BIN)/python -m tools.accuracy
 
 clean:
