@@ -7,6 +7,7 @@ which can be read (``print(module.code)``), trained, exported and moved like any
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from latmorph import ops
-from latmorph.errors import StructureError
+from latmorph.errors import LatmorphWarning, StructureError
 from latmorph.graph.capture import Read, named_tensors, size_of
 from latmorph.graph.cut import Cut, Gather
 from latmorph.graph.graph import Node
@@ -32,8 +33,10 @@ def write_module(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
     """What ``cut`` leaves of ``model``, whose exported program ``read`` holds, as a module of its own.
 
     Weights are copies. Operators without elements are left out, and constants that this leaves are worked
-    out. Parameters that ``forward`` never reads are left out. Raises StructureError where a group at zero
-    cuts the network in two, and where inputs or outputs are of a kind that can't be written down.
+    out. Parameters that ``forward`` never reads are left out. What drops at random in training without a
+    trace in eval mode (stochastic depth) is left out with a LatmorphWarning. Raises StructureError where a
+    group at zero cuts the network in two, and where inputs or outputs are of a kind that can't be written
+    down.
     """
     return _Writer(model, read, cut).write()
 
@@ -88,7 +91,29 @@ class _Writer:
         made.delete_all_unused_submodules()
         made.graph.lint()
         made.recompile()
+        lost = self._drops_unseen()
+        if lost:
+            warnings.warn(
+                f"{len(lost)} modules that drop at random in training leave no trace in eval mode, nor in "
+                f"the module that is written anew: {', '.join(lost[:3])}",
+                LatmorphWarning,
+                stacklevel=2,
+            )
         return made.train(self.model.training)
+
+    def _drops_unseen(self) -> list[str]:
+        """Modules with a rate of dropout, or of stochastic depth, that no operator was captured of."""
+        seen = {node.module for node in self.read.graph.nodes if node.spec.attr("op") == "dropout"}
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if name not in seen
+            and any(
+                isinstance(value, float) and value > 0
+                for key, value in vars(module).items()
+                if "drop" in key or (key == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
+            )
+        ]
 
     # Inputs and outputs
 

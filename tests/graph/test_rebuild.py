@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -163,3 +164,36 @@ def test_dropout_is_on_in_training_only() -> None:
     assert isinstance(small.drop, nn.Dropout)
     assert not torch.equal(small.train()(x), small(x))
     assert torch.equal(small.eval()(x), small(x))
+
+
+def test_what_drops_in_training_without_a_trace_is_named() -> None:
+    class Depth(nn.Module):
+        """Stochastic depth as zoos write it: in eval mode it does nothing at all."""
+
+        def __init__(self, drop_prob: float) -> None:
+            super().__init__()
+            self.drop_prob = drop_prob
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (torch.rand(len(x), 1, 1, 1) > self.drop_prob) if self.training else x
+
+    class Deep(Fixed):
+        def __init__(self, drop_prob: float) -> None:
+            super().__init__()
+            self.path, self.drop = Depth(drop_prob), nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(self.drop(self.path(x)))
+
+    def shrunk(drop_prob: float) -> list[str]:
+        model, x = Deep(drop_prob), torch.randn(1, 3, 8, 8)
+        structure = lm.Structure.keep(lm.capture(model, (x,)), {"a": [0, 1, 2]})
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", lm.LatmorphWarning)
+            lm.shrink(model, structure)
+        return [str(w.message) for w in said if "drop at random" in str(w.message)]
+
+    assert shrunk(0.0) == []
+    (message,) = shrunk(0.1)
+    assert message.startswith("1 modules")
+    assert message.endswith(": path")
