@@ -108,6 +108,11 @@ class Record(msgspec.Struct, frozen=True):
     peak_gib: float = 0.0
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What a file has one record of."""
+        return self.zoo, self.name
+
+    @property
     def exported(self) -> bool:
         """Whether torch.export exported the network, as far as is known."""
         return self.captured or self.verdict == "not captured"
@@ -125,26 +130,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="where to write the page, docs/architectures.md say")
     args = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    done = {(r.zoo, r.name) for r in read_records(args.out)}
+    done = {r.key for r in read_records(args.out, Record)}
     todo: list[Architecture] = []
     for zoo in args.zoo:
         chosen = [a for a in architectures([zoo]) if re.search(args.name, a.name)][: args.limit]
         todo += [a for a in chosen if (a.zoo, a.name) not in done]
-    Runner(args.out, args.timeout).run(todo, args.jobs)
-    records = read_records(args.out)
+    Runner(args.out, args.timeout, begin, examine).run(todo, args.jobs)
+    records = read_records(args.out, Record)
     for verdict, count in Counter(r.verdict for r in records).most_common():
         print(f"{count:5d} {verdict}")
     if args.page:
         write_whole(args.page, page(records).encode())
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records in a file, the last one of each architecture; none if there is no file."""
-    found: dict[tuple[str, str], Record] = {}
+def read_records(path: Path, kind: type[Any]) -> list[Any]:
+    """The records of a kind in a file, the last one of each key; none if there is no file."""
+    found: dict[tuple[str, ...], Any] = {}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(msgspec.MsgspecError):  # the last line of an interrupted run
-            record = msgspec.json.decode(line, type=Record)
-            found[record.zoo, record.name] = record
+            record = msgspec.json.decode(line, type=kind)
+            found[record.key] = record
     return list(found.values())
 
 
@@ -163,9 +168,16 @@ def prepare(zoos: Container[str]) -> None:
 
 Say = Callable[..., None]
 """Takes what is newly known, as fields of a Record."""
+Examine = Callable[[Any, Say], tuple[str, str]]
+"""Takes an architecture and gives verdict and reason."""
 
 
-def work(architecture: Architecture, pipe: Connection) -> None:
+def begin(architecture: Architecture) -> Record:
+    """What is known of an architecture before it is examined."""
+    return Record(architecture.zoo, architecture.name)
+
+
+def work(architecture: Architecture, pipe: Connection, record: Any, examine: Examine) -> None:
     """Examine an architecture, and send what is known so far after each stage; the last has a verdict."""
     with contextlib.suppress(OSError):  # should memory run out, this process ends and not the one it is of
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -173,7 +185,6 @@ def work(architecture: Architecture, pipe: Connection) -> None:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     started = time.perf_counter()
-    record = Record(architecture.zoo, architecture.name)
 
     def say(**news: Any) -> None:
         nonlocal record
@@ -293,22 +304,23 @@ def collapsed(reason: str, modules: Iterable[str]) -> str:
 def verdict_of(error: Exception, stage: str) -> tuple[str, str]:
     """What an exception in a stage means, and what it says."""
     if _out_of_memory(error):
-        return "out of memory", f"{stage}: {_said(error)}"
+        return "out of memory", f"{stage}: {said(error)}"
     if stage == "build":
-        return "does not run", _said(error)
+        return "does not run", said(error)
     if stage == "capture" and isinstance(error, lm.LatmorphError):
         cause = error.__cause__
         if cause is not None and not isinstance(cause, lm.LatmorphError):
-            return "not exported", _said(cause)
-        return "not captured", _said(error)
+            return "not exported", said(cause)
+        return "not captured", said(error)
     if isinstance(error, lm.LatmorphError):
-        return "named reason", _said(error)
+        return "named reason", said(error)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f"{os.sep}latmorph{os.sep}" in f.filename] or frames
-    return "crashed", f"{stage}: {_said(error)} ({Path(own[-1].filename).name}:{own[-1].lineno})"
+    own = [f for f in frames if {"latmorph", "torch_pruning"} & {*Path(f.filename).parts}] or frames
+    return "crashed", f"{stage}: {said(error)} ({Path(own[-1].filename).name}:{own[-1].lineno})"
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """The class of an exception and the first line of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -327,19 +339,22 @@ class Task:
     architecture: Architecture
     process: BaseProcess
     pipe: Connection
-    record: Record
+    record: Any
     since: float
 
 
 class Runner:
-    """Runs architectures in processes, and appends their records to ``out`` as they end.
+    """Runs ``examine`` on architectures in processes, and appends their records to ``out`` as they end.
 
-    One that takes longer than ``timeout`` seconds is ended.
+    ``begin`` makes the record of one that nothing is known of yet. One that takes longer than ``timeout``
+    seconds is ended.
     """
 
-    def __init__(self, out: Path, timeout: float) -> None:
+    def __init__(self, out: Path, timeout: float, begin: Callable[[Any], Any], examine: Examine) -> None:
         self.out = out
         self.timeout = timeout
+        self.begin = begin
+        self.examine = examine
         # A process forked from one that has imported the zoos starts at once.
         self.context = multiprocessing.get_context("fork")
 
@@ -382,10 +397,11 @@ class Runner:
 
     def _start(self, architecture: Architecture) -> Task:
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=work, args=(architecture, sender), daemon=True)
+        known = self.begin(architecture)
+        given = (architecture, sender, known, self.examine)
+        process = self.context.Process(target=work, args=given, daemon=True)
         process.start()
         sender.close()
-        known = Record(architecture.zoo, architecture.name)
         return Task(architecture, process, receiver, known, time.perf_counter())
 
     def _ended(self, task: Task) -> bool:
@@ -393,7 +409,7 @@ class Runner:
         late = time.perf_counter() - task.since > self.timeout
         try:
             while task.pipe.poll():
-                task.record = msgspec.json.decode(task.pipe.recv_bytes(), type=Record)
+                task.record = msgspec.json.decode(task.pipe.recv_bytes(), type=type(task.record))
             if not late:
                 return False
             task.process.kill()
@@ -405,7 +421,7 @@ class Runner:
             task.record = self._cut_short(task, late)
         return True
 
-    def _cut_short(self, task: Task, late: bool) -> Record:
+    def _cut_short(self, task: Task, late: bool) -> Any:
         """The record of a process that ended without a verdict."""
         code = task.process.exitcode or 0
         if late:
@@ -420,7 +436,7 @@ class Runner:
             task.record, verdict=verdict, reason=f"{task.record.stage}: {reason}", total_s=took
         )
 
-    def _append(self, record: Record) -> None:
+    def _append(self, record: Any) -> None:
         with self.out.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -489,7 +505,7 @@ def summary_table(records: Sequence[Record]) -> str:
                     _median(r.parameters_share for r in captured),
                 )
             )
-    return _table(head, rows, numbers_from=1)
+    return table(head, rows, numbers_from=1)
 
 
 def failures_table(records: Sequence[Record]) -> str:
@@ -498,8 +514,8 @@ def failures_table(records: Sequence[Record]) -> str:
     failed = sorted(
         (r for r in records if r.verdict not in PASSED), key=lambda r: order.index(r.verdict), reverse=True
     )
-    rows = [(r.zoo, r.name, r.verdict, _cell(r.reason)) for r in failed]
-    return _table(("zoo", "architecture", "verdict", "reason"), rows) if rows else "None."
+    rows = [(r.zoo, r.name, r.verdict, cell(r.reason)) for r in failed]
+    return table(("zoo", "architecture", "verdict", "reason"), rows) if rows else "None."
 
 
 def frozen_table(records: Sequence[Record]) -> str:
@@ -511,10 +527,10 @@ def frozen_table(records: Sequence[Record]) -> str:
         networks.update(r.frozen.keys())
     total = sum(r.channels for r in records)
     rows = [
-        (_cell(reason), count, channels[reason], f"{100 * channels[reason] / max(total, 1):.1f} %")
+        (cell(reason), count, channels[reason], f"{100 * channels[reason] / max(total, 1):.1f} %")
         for reason, count in sorted(networks.items(), key=lambda item: (-item[1], item[0]))[:FREQUENT]
     ]
-    return _table(("reason", "architectures", "channels", "of all channels"), rows, numbers_from=1)
+    return table(("reason", "architectures", "channels", "of all channels"), rows, numbers_from=1)
 
 
 def whole_table(records: Sequence[Record]) -> str:
@@ -526,32 +542,35 @@ def whole_table(records: Sequence[Record]) -> str:
     rows = [
         (
             *(f"{r.zoo} {r.name}", r.verdict, f"{r.parameters / 1e6:.1f} M", f"{r.flops / 1e9:.2f}"),
-            *(r.groups, r.prunable, _percent(r.flops_share), _percent(r.parameters_share), r.rebuilt),
+            *(r.groups, r.prunable, percent(r.flops_share), percent(r.parameters_share), r.rebuilt),
             "" if r.error is None else f"{r.error:.0e}",
             *(f"{r.capture_s:.1f} s", f"{r.total_s:.1f} s", f"{r.peak_gib:.1f} GiB"),
         )
         for r in records
     ]
-    return _table(head, rows, numbers_from=2)
+    return table(head, rows, numbers_from=2)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int | None = None) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int | None = None) -> str:
+    """A table in Markdown; columns from ``numbers_from`` on stand to the right."""
     rule = [":---" if numbers_from is None or i < numbers_from else "---:" for i in range(len(head))]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in (head, rule, *rows))
+    return "\n".join("| " + " | ".join(str(part) for part in row) + " |" for row in (head, rule, *rows))
 
 
-def _cell(text: str, longest: int = 240) -> str:
+def cell(text: str, longest: int = 240) -> str:
+    """A text as a table's cell can hold it, cut where it is longer than ``longest``."""
     text = text if len(text) <= longest else text[:longest] + "…"
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of one, in per cent."""
     return f"{100 * share:.0f} %"
 
 
 def _median(shares: Iterable[float]) -> str:
     found = list(shares)
-    return _percent(statistics.median(found)) if found else ""
+    return percent(statistics.median(found)) if found else ""
 
 
 INTRODUCTION = """# Architectures: what is captured, what can be pruned, and whether what is rebuilt is right

@@ -234,16 +234,13 @@ class _Reader:
         return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), channels)
 
     def _counted(self) -> set[str]:
-        """Placeholders of parameters, without the other names of what is read under one name alone."""
+        """Placeholders of parameters: where a tensor has several names, of those that it is read by."""
         parameters, held = self.exported.graph_signature.inputs_to_parameters, self.exported.state_dict
-        places = [n for n in self.exported.graph.nodes if n.op == "placeholder" and n.name in parameters]
-        read = {id(held.get(parameters[n.name])) for n in places if n.users}
-        found: dict[int, str] = {}
-        for n in places:
-            tensor = held.get(parameters[n.name])
-            if not n.users and id(tensor) not in read:
-                found.setdefault(id(tensor), n.name)
-        return {*found.values(), *(n.name for n in places if n.users)}
+        named: dict[int, list[torch.fx.Node]] = {}
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder" and node.name in parameters:
+                named.setdefault(id(held.get(parameters[node.name])), []).append(node)
+        return {n.name for nodes in named.values() for n in [n for n in nodes if n.users] or nodes[:1]}
 
     def _node(self, node: torch.fx.Node, owner: torch.nn.Module) -> None:
         """Read a node that is neither input nor output of the graph that ``owner`` holds."""

@@ -338,6 +338,7 @@ class Embedding(Handler):
     def channels(self, spec: OpSpec, io: AxisLabels) -> None:
         for axis in range(len(spec["indices"].shape)):
             io.freeze(io.axis(1, axis), f"{spec.kind} reads these as indices")
+        io.freeze(io.axis(0, 0), f"{spec.kind} reads these by index")
         width = io.axis(0, 1, "output")
         io.output([*[None] * (len(spec.out.shape) - 1), width])
         for i in range(1, len(spec.outputs)):

@@ -169,3 +169,12 @@ def test_layouts_are_those_that_operands_have_when_the_network_runs(name: str) -
     with CpuEager() as backend:
         specs, _ = backend.load(graph.steps_at(graph.widths)).finish()
     assert [bool(s.attr("strided")) for s in graph.specs] == [bool(s.attr("strided")) for s in specs]
+
+
+def test_parameters_of_a_module_with_two_names_count_once() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(3, 4), layer, nn.ReLU(), layer, nn.Linear(4, 2))
+    layer.unread = nn.ModuleList([nn.Linear(2, 2)] * 2)
+    graph = lm.capture(model, (torch.zeros(1, 3),))
+    promised = lm.ParameterCost().total(graph, graph.widths)
+    assert graph.parameters == sum(p.numel() for p in model.parameters()) == promised

@@ -336,6 +336,24 @@ def test_tied_parameters_stay_tied() -> None:
     assert largest_difference(masked_twin(model, graph, kept), small, (x,)) < 1e-5
 
 
+def test_rows_that_are_read_by_index_stay_and_so_does_what_a_tied_head_makes_of_them() -> None:
+    class Tied(nn.Module):
+        """Words, and a layer that reads how like each word the sum is, by the same weights."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.last = nn.Embedding(7, 6), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(nn.functional.linear(self.words(x).sum(1), self.words.weight)))
+
+    model, x = Tied(), torch.arange(7).view(1, 7)
+    graph = lm.capture(model, (x,))
+    assert [(graph.groups[g].name, graph.groups[g].width) for g in graph.prunable] == [("words:2", 6)]
+    assert any("embedding reads these by index" in (g.frozen or "") for g in graph.groups)
+    check(model, x, 0, 5)
+
+
 def test_a_squeeze_excite_gate_shrinks_with_what_it_gates() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
