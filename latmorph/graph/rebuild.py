@@ -39,7 +39,15 @@ def shrunk(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
         except (StructureError, CaptureError):
             pass
     any_batch = _for_any_batch(model, read)
-    return write_module(model, any_batch, cut if any_batch is read else Cut(any_batch.graph, cut.alive[:-1]))
+    return write_module(model, any_batch, cut if any_batch is read else _same_cut(cut, any_batch.graph))
+
+
+def _same_cut(cut: Cut, graph: Graph) -> Cut:
+    """The same channels left of another graph of the model; its frozen ones may be grouped in another way."""
+    alive = np.split(cut.alive[:-1], np.cumsum(cut.graph.widths)[:-1])
+    kept = {g.name: mask for g, mask in zip(cut.graph.groups, alive, strict=True) if g.frozen is None}
+    masks = [np.ones(g.width, dtype=bool) if g.frozen else kept[g.name] for g in graph.groups]
+    return Cut(graph, np.concatenate(masks))
 
 
 def follow(
@@ -165,8 +173,8 @@ def _for_any_batch(model: nn.Module, read: Read) -> Read:
         found = read_exported(export(model, _examples(model, read.graph, 2), any_batch=True), True)
     except CaptureError:
         return read
-    alike = [(g.name, g.width, g.frozen is None) for g in found.graph.groups]
-    return found if alike == [(g.name, g.width, g.frozen is None) for g in read.graph.groups] else read
+    free, own = ({(g.name, g.width) for g in r.graph.groups if g.frozen is None} for r in (found, read))
+    return found if free == own else read
 
 
 def resize(model: nn.Module, changes: Resize, specs: Mapping[str, OpSpec]) -> nn.Module:

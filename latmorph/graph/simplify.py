@@ -119,7 +119,9 @@ def sums_over(node: Node) -> bool:
     """Whether the operator is a sum of products, or a sum, which is zero over nothing (bias aside)."""
     if node.spec.kind in SUMS:
         return True
-    return node.spec.kind != "scaled_dot_product_attention" and bool(np.any(ops.flops(node.spec) > 0))
+    # Recurrent layers, which have several outputs, and attention go on from what they sum.
+    single = len(node.outputs) == 1 and node.spec.kind != "scaled_dot_product_attention"
+    return single and bool(np.any(ops.flops(node.spec) > 0))
 
 
 def _zero_group(cut: Cut, tensor: int) -> str:
