@@ -1,7 +1,7 @@
 """latmorph and Torch-Pruning side by side, under one oracle, on Torch-Pruning's own models and beyond.
 
 Usage: python -m tools.torch_pruning [--tool latmorph Torch-Pruning] [--zoo torchvision cases timm]
-       [--name REGEX] [--jobs 2] [--timeout 120] [--out out/torch-pruning.jsonl]
+       [--name REGEX] [--jobs 2] [--timeout 120] [--out docs/torch-pruning.jsonl]
        [--page docs/torch-pruning.md]
 
 Both get the same network with the same random weights and the same inputs, remove three channels in ten at
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="", help="only names in which this regular expression is found")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--timeout", type=float, default=120.0, help="processor seconds for a tool")
-    parser.add_argument("--out", type=Path, default=Path("out/torch-pruning.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("docs/torch-pruning.jsonl"))
     parser.add_argument("--page", type=Path, help="where to write the page, docs/torch-pruning.md say")
     args = parser.parse_args(arguments)
     warnings.simplefilter("ignore")

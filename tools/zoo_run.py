@@ -1,7 +1,7 @@
 """Every architecture of the model zoos: captured, shrunk at random, and held against its masked twin.
 
 Usage: python -m tools.zoo_run [--zoo torchvision timm pytorchcv transformers] [--name REGEX] [--limit N]
-       [--jobs 2] [--timeout 300] [--out out/architectures.jsonl] [--page docs/architectures.md]
+       [--jobs 2] [--timeout 300] [--out docs/architectures.jsonl] [--page docs/architectures.md]
 
 Each architecture has a process of its own, forked from this one, which has imported the zoos and computed
 nothing. What it finds goes as one line into the file, with which a run that is started again goes on: names
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="the most architectures of a zoo, for a trial")
     parser.add_argument("--jobs", type=int, default=2, help="architectures at a time")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one architecture")
-    parser.add_argument("--out", type=Path, default=Path("out/architectures.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("docs/architectures.jsonl"))
     parser.add_argument("--page", type=Path, help="where to write the page, docs/architectures.md say")
     args = parser.parse_args(arguments)
     warnings.simplefilter("ignore")

@@ -72,6 +72,15 @@ class Cut:
         """Whether nothing is left of the tensor, of which there was something."""
         return 0 in self.shape(tensor) and 0 not in self.graph.tensors[tensor].shape
 
+    def stands_for(self, tensor: int) -> int | None:
+        """Another tensor in the place of one that the operators cannot make of what is left.
+
+        Its values are never read, only gathered from the tensor that is returned; its dtype may be.
+        """
+        if self.kept(tensor) is None and self._packed.get(tensor) is None:
+            return self.graph.channels.blocks[tensor].root
+        return None
+
     @cached_property
     def is_whole(self) -> bool:
         """Whether something is left of every group."""

@@ -246,13 +246,16 @@ class _Writer:
     def _made(self, node: fx.Node, own: Node, many: bool) -> list[Any]:
         """The operator's outputs, where there is something left to compute."""
         gathers = [self.cut.gathers.get(t) for t in own.outputs]
+        others = [self.cut.stands_for(t) for t in own.outputs]
         called: Any = None
-        if None in gathers:
+        if any(g is None and other is None for g, other in zip(gathers, others, strict=True)):
             called = self._reduced(node, own) or self._call(node, own, self.cut.spec(own))
         parts: list[Any] = []
-        for i, (tensor, gather) in enumerate(zip(own.outputs, gathers, strict=True)):
+        for i, (tensor, gather, other) in enumerate(zip(own.outputs, gathers, others, strict=True)):
             if gather is not None:
                 parts.append(self._gathered(gather, own, tensor))
+            elif other is not None:
+                parts.append(self.tensors[other])
             elif many:
                 parts.append(self.graph.call_function(operator.getitem, (called, i)))
             else:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -501,7 +501,7 @@ class Random(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         self.wiring: list[tuple[int, int]] = []  # of every layer the rank it reads, and which earlier tensor
-        image, words = example(2)
+        image, words = inputs_of(2)
         values = [image.float()]
         known: list[tuple[Any, ...]] = []
         for name, n in program:
@@ -555,7 +555,7 @@ class Random(nn.Module):
         return (y, self.second(aside)) if self.form < 4 else {"y": y, "aside": [self.second(aside), aside]}
 
 
-def example(batch: int) -> tuple[Tensor, Tensor]:
+def inputs_of(batch: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch)
     image = torch.randn(batch, 4, 6, 4, dtype=torch.float64, generator=generator)
     return image, torch.randint(WORDS, (batch, 3), generator=generator)
@@ -575,12 +575,16 @@ FEW, MANY = (
 
 @FEW
 @given(**NETWORKS)
+@example(program=[("shared keys", 8), ("groups", 9)], form=11, seed=531)  # frozen otherwise for any batch
 def test_the_oracle_holds_on_random_networks(program: Program, form: int, seed: int) -> None:
     check(program, form, seed)
 
 
 @FEW
 @given(**NETWORKS)
+@example(
+    program=[("turn", 0), ("conv", 0), ("lstm", 0), ("join", 0)], form=0, seed=0
+)  # nothing to go on from
 def test_groups_at_zero_are_refused_or_right_in_random_networks(
     program: Program, form: int, seed: int
 ) -> None:
@@ -606,7 +610,7 @@ def test_groups_at_zero_are_refused_or_right_in_very_many_random_networks(
 def check(program: Program, form: int, seed: int, empty: float = 0.0) -> None:
     """The oracle on one network, from whose groups channels are removed; all of them with a chance."""
     torch.manual_seed(seed)
-    model, x = Random(program, form).double().eval(), example(2)
+    model, x = Random(program, form).double().eval(), inputs_of(2)
     randomise(model, seed)
     graph = lm.capture(model, x)
     random = np.random.default_rng(seed)
@@ -623,7 +627,7 @@ def check(program: Program, form: int, seed: int, empty: float = 0.0) -> None:
         return
     twin = masked_twin(model, graph, kept)
     for batch in (2, 3):
-        assert apart(twin, small, example(batch)) <= 1e-9
+        assert apart(twin, small, inputs_of(batch)) <= 1e-9
     if all(kept.values()):
         promised = lm.ParameterCost().total(graph, structure.widths_of(graph))
         assert sum(p.numel() for p in small.parameters()) == promised

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 
 import latmorph as lm
@@ -197,3 +198,32 @@ def test_what_drops_in_training_without_a_trace_is_named() -> None:
     (message,) = shrunk(0.1)
     assert message.startswith("1 modules")
     assert message.endswith(": path")
+
+
+def test_what_only_the_dtype_is_read_of_need_not_be_made() -> None:
+    class Halves(nn.Module):
+        """Queries and keys in two halves, each as wide as it likes, and a scale in their dtype."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(5, 6)
+            self.out = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, length, _ = x.shape
+            q, k = (layer(x).view(n, length, 4, 3).transpose(1, 2) for layer in (self.q, self.k))
+            v = self.v(x).view(n, length, 2, 3).transpose(1, 2)
+            scale = torch.tensor(0.5).type_as(q)
+            (a, b), (c, d) = (t.reshape(n, 2, 2, length, 3).unbind(2) for t in (q, k))
+            y = F.scaled_dot_product_attention(a, c, v) - scale * F.scaled_dot_product_attention(b, d, v)
+            return self.out(y.transpose(1, 2).reshape(n, length, 6))
+
+    model, x = Halves().double(), torch.randn(3, 7, 5, dtype=torch.float64)
+    graph = lm.capture(model, (x,))
+    widths = sorted(int(graph.widths[g]) for g in graph.prunable)
+    assert widths == [2, 3, 3, 3]  # heads; widths of one half, of the other, and of values
+    kept = {graph.groups[g].name: list(range(2 - k % 2)) for k, g in enumerate(graph.prunable)}
+    small = lm.shrink(model, lm.Structure.keep(graph, kept))
+    twin = masked_twin(model, graph, kept)
+    for batch in (x, torch.cat([x, x])):
+        assert largest_difference(twin, small, (batch,)) <= 1e-12
