@@ -72,8 +72,14 @@ class Read:
 def read(exported: torch.export.ExportedProgram, allow_unknown: bool = False) -> Read:
     """The graph of an exported program. Raises as :func:`capture` does."""
     reader = _Reader(exported)
-    graph = reader.graph(allow_unknown)
-    return Read(graph, exported, reader.origins, reader.values)
+    if reader.unknown and not allow_unknown:
+        raise UnknownOperatorError(reader.unknown)
+    return Read(reader.graph(), exported, reader.origins, reader.values)
+
+
+def operators(exported: torch.export.ExportedProgram) -> tuple[Node, ...]:
+    """The operators of an exported program, in execution order, known or not; channels are not looked for."""
+    return tuple(_Reader(exported).nodes)
 
 
 @contextlib.contextmanager
@@ -206,32 +212,34 @@ class _Reader:
         self.unknown: dict[str, list[str]] = {}
         self.parameters: set[torch.fx.Node] = set()
         self.origins: dict[torch.fx.Node, int] = {}
+        self.inputs: list[int] = []
+        self.outputs: list[int] = []
+        self._read()
 
-    def graph(self, allow_unknown: bool) -> Graph:
+    def graph(self) -> Graph:
+        channels = find_channels(self.nodes, self.tensors, self.inputs, self.outputs)
+        inputs, outputs = tuple(self.inputs), tuple(self.outputs)
+        return Graph(tuple(self.nodes), tuple(self.tensors), inputs, outputs, channels)
+
+    def _read(self) -> None:
         signature = self.exported.graph_signature
         parameters = signature.inputs_to_parameters
         names = {**parameters, **signature.inputs_to_buffers}
         given = set(signature.user_inputs)
         counted = self._counted()
-        inputs: list[int] = []
-        outputs: list[int] = []
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 value = node.meta.get("val")
                 if isinstance(value, torch.Tensor):
                     self.values[node] = self._tensor(value, names.get(node.name), node.name in counted)
                     if node.name in given:
-                        inputs.append(self.values[node])
+                        self.inputs.append(self.values[node])
                     elif node.name in names:
                         self.parameters.add(node)
             elif node.op == "output":
-                outputs = [t for arg in _nodes(node.args) for t in _ids(self.values.get(arg))]
+                self.outputs = [t for arg in _nodes(node.args) for t in _ids(self.values.get(arg))]
             else:
                 self._node(node, self.exported.graph_module)
-        if self.unknown and not allow_unknown:
-            raise UnknownOperatorError(self.unknown)
-        channels = find_channels(self.nodes, self.tensors, inputs, outputs)
-        return Graph(tuple(self.nodes), tuple(self.tensors), tuple(inputs), tuple(outputs), channels)
 
     def _counted(self) -> set[str]:
         """Placeholders of parameters: where a tensor has several names, of those that it is read by."""

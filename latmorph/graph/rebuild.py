@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from latmorph.errors import CaptureError, LatmorphWarning, StructureError
-from latmorph.graph.capture import Read, export, named_tensors, untouched
+from latmorph.graph.capture import Read, export, named_tensors, operators, untouched
 from latmorph.graph.capture import read as read_exported
 from latmorph.graph.cut import Cut
 from latmorph.graph.graph import Graph, Node
@@ -33,8 +34,8 @@ def shrunk(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
     if cut.is_plain:
         try:
             small = resize(model, _changes(read.graph, cut), _by_module(read.graph, cut.specs))
-            found = read_exported(export(small, _examples(small, read.graph)), True)
-            if differs(found.graph, cut) is None and _same_constants(found, read):
+            found = export(small, _examples(small, read.graph))
+            if differs(operators(found), cut) is None and _same_constants(found, read.exported):
                 return small
         except (StructureError, CaptureError):
             pass
@@ -101,20 +102,21 @@ def _cut_state(
     return found, True
 
 
-def _same_constants(one: Read, two: Read) -> bool:
+def _same_constants(one: ExportedProgram, two: ExportedProgram) -> bool:
     """Whether two programs hold the same tensors beside parameters: numbers that code worked out, say."""
-    first, second = (list(r.exported.constants.values()) for r in (one, two))
+    first, second = (list(program.constants.values()) for program in (one, two))
     return len(first) == len(second) and all(
-        not isinstance(a, torch.Tensor) or (a.shape == b.shape and bool((a == b).all()))
+        not isinstance(a, torch.Tensor)
+        or (a.shape == b.shape and (a.device.type == "meta" or bool((a == b).all())))
         for a, b in zip(first, second, strict=True)
     )
 
 
-def differs(graph: Graph, cut: Cut) -> str | None:
-    """The first operator in which a network is not what is left of another; None where there is none."""
-    if len(graph.nodes) != len(cut.graph.nodes):
-        return f"{len(graph.nodes)} operators, not {len(cut.graph.nodes)}"
-    for own, old, spec in zip(graph.nodes, cut.graph.nodes, cut.specs, strict=True):
+def differs(nodes: Sequence[Node], cut: Cut) -> str | None:
+    """The first of a network's operators that is not what is left of another; None where there is none."""
+    if len(nodes) != len(cut.graph.nodes):
+        return f"{len(nodes)} operators, not {len(cut.graph.nodes)}"
+    for own, old, spec in zip(nodes, cut.graph.nodes, cut.specs, strict=True):
         attrs = {k: v for k, v in spec.attrs if k not in LAID_OUT}
         found = {k: v for k, v in own.spec.attrs if k not in LAID_OUT}
         if own.spec.kind != spec.kind or own.inputs != old.inputs or own.outputs != old.outputs:
