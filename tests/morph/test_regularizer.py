@@ -274,7 +274,7 @@ def test_the_last_channel_of_a_group_stays() -> None:
         ({"target": 0.0}, lm.UsageError, "between 0 and 1, got 0"),
         ({"target": 1.5}, lm.UsageError, "between 0 and 1, got 1.5"),
         ({"target": 0.5, "steps": 0}, lm.UsageError, "at least 1"),
-        ({"target": 0.01}, lm.TargetError, "one channel left in every group.*above the target of 0.01"),
+        ({"target": 0.01}, lm.TargetError, "as few channels left in every group.*above the target of 0.01"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
