@@ -39,7 +39,7 @@ import latmorph as lm
 from latmorph.files import write_whole
 from tools.architectures import Architecture, Inputs
 from tools.oracle import apart, masked_twin, outputs, random_structure, randomise
-from tools.torch_pruning_networks import listed
+from tools.torch_pruning_networks import Dense, is_detector, listed
 from tools.torch_pruning_page import TOOLS, ZOOS, Record, page
 from tools.zoo_run import EXACT, SEED, UNMOVED, Runner, Say, prepare, read_records
 
@@ -231,10 +231,16 @@ def tied(model: nn.Module) -> list[list[str]]:
     return [n for n in names.values() if len(n) > 1]
 
 
-def by_latmorph(model: nn.Module, inputs: Inputs, _: str, say: Say) -> Pruned | None:
-    """Shrunk by latmorph; None where every group is frozen."""
+def by_latmorph(model: nn.Module, inputs: Inputs, name: str, say: Say) -> Pruned | None:
+    """Shrunk by latmorph; None where every group is frozen.
+
+    A detector decides by values how many boxes there are, which torch.export refuses: what is captured is a
+    module that holds it and calls all of its layers; what is left of that holds what is left of the detector.
+    """
     start = time.process_time()
     say(stage="capture")
+    if is_detector(name):
+        model = Dense(model)
     graph = lm.capture(model, inputs)
     say(stage="prune")
     structure = random_structure(graph, SEED, SHARE)
@@ -242,7 +248,10 @@ def by_latmorph(model: nn.Module, inputs: Inputs, _: str, say: Say) -> Pruned | 
         return None
     small = lm.shrink(model, structure)
     took = time.process_time() - start
-    return Pruned(small, masked_twin(model, graph, structure), took, {})
+    twin = masked_twin(model, graph, structure)
+    if isinstance(model, Dense):
+        return Pruned(small.get_submodule("detector"), twin.get_submodule("detector"), took, {})
+    return Pruned(small, twin, took, {})
 
 
 # Torch-Pruning.

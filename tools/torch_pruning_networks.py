@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tools.architectures import Architecture, Inputs, architectures, normal, words
@@ -165,6 +166,39 @@ def _keep(head: nn.Module, _: object, given: Any) -> None:
 
 def _instead(model: Any, _: object, __: object) -> Any:
     return model.head.__dict__.pop("given")
+
+
+def is_detector(name: str) -> bool:
+    """Whether an architecture is one of torchvision's detectors."""
+    return name.startswith(("ssd", "fcos", "retinanet")) or "rcnn" in name
+
+
+class Dense(nn.Module):
+    """All layers of one of torchvision's detectors, without what decides by values how many boxes there are.
+
+    Pictures are neither scaled nor are boxes chosen, and whole maps of features stand for proposed regions: a
+    pass that has a fixed list of operators, in which every layer is called as the detector calls it.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, pictures: torch.Tensor) -> Any:
+        detector: Any = self.detector
+        maps = detector.backbone(pictures)
+        if not hasattr(detector, "rpn"):
+            return detector.head(list(maps.values()))
+        regional, found = detector.roi_heads, [detector.rpn.head(list(maps.values()))]
+        for kind in ("box", "mask", "keypoint"):
+            pool, head, predictor = (
+                getattr(regional, f"{kind}_{part}", None) for part in ("roi_pool", "head", "predictor")
+            )
+            if head is not None:
+                read = [x for name, x in maps.items() if name in pool.featmap_names]
+                regions = torch.cat([F.adaptive_avg_pool2d(x, pool.output_size) for x in read])
+                found.append(predictor(head(regions)))
+        return found
 
 
 def _scenes(name: str) -> Inputs:

@@ -86,21 +86,24 @@ def operators(exported: torch.export.ExportedProgram) -> tuple[Node, ...]:
 def untouched(model: torch.nn.Module) -> Iterator[None]:
     """The model in eval mode, without gradients; afterwards it and the random state are as they were.
 
-    Dictionaries that modules hold are theirs to keep things in between passes (attention biases, say);
-    what a pass without values leaves there is no tensor.
+    Attributes of modules, and lists and dictionaries in them, are theirs to keep things in between passes
+    (attention biases, anchors); what a pass without values leaves there is no tensor.
     """
     modes = [(module, module.training) for module in model.modules()]
-    kept = [(held, dict(held)) for module in model.modules() for held in _plain_dictionaries(module)]
+    attributes = [vars(module) for module in model.modules()]
+    held = [*attributes, *(v for a in attributes for v in a.values() if type(v) in (list, dict))]
+    kept = [(container, container.copy()) for container in held]
     model.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             yield
     finally:
+        for container, before in kept:
+            container.clear()
+            extend = container.extend if isinstance(container, list) else container.update
+            extend(before)
         for module, training in modes:
             module.training = training
-        for held, before in kept:
-            held.clear()
-            held.update(before)
 
 
 def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -116,10 +119,6 @@ def holds_numbers(model: torch.nn.Module) -> bool:
 
     held = named_tensors(model).values()
     return not any(isinstance(t, FakeTensor) or t.device.type == "meta" for t in held)
-
-
-def _plain_dictionaries(module: torch.nn.Module) -> list[dict[Any, Any]]:
-    return [v for name, v in vars(module).items() if type(v) is dict and not name.startswith("_")]
 
 
 def _check_signature(model: torch.nn.Module, inputs: Sequence[Any]) -> None:
@@ -172,8 +171,8 @@ def _export(model: torch.nn.Module, inputs: tuple[Any, ...], shapes: Any) -> tor
         if "DataDependent" in kind or "data-dependent" in text or "DataDependent" in text:
             raise CaptureError(
                 f"{name}: control flow depends on the values of a tensor, which has no fixed list of "
-                f"operators ({first}); rewrite that branch with torch.where or torch.cond, or capture "
-                "the part of the model that has none"
+                f"operators ({first}); rewrite that branch with torch.where or torch.cond, or capture a "
+                "module that holds the model and calls its layers without deciding anything"
             ) from error
         shapes = ", ".join(
             f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__ for x in inputs

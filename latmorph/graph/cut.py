@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from latmorph import ops
 from latmorph.errors import StructureError
-from latmorph.graph.graph import Graph, Node, is_joint
+from latmorph.graph.channels import along
+from latmorph.graph.graph import Block, Graph, Node, is_joint
 from latmorph.ops.rearrange import BLOCK, Permute, Rearrangement, Reshape, Take
 from latmorph.opspec import OpSpec
 
@@ -56,7 +58,7 @@ class Cut:
             for axis, mask in enumerate(found):
                 for channels in self.graph.channels.singles.get((tensor, axis), ()):
                     mask &= self.alive[channels]
-            crooked = any(is_joint(layer) for layer in layers)
+            crooked = any(is_joint(x) and not self.alive[x].all() for x in layers)
             self._kept[tensor] = None if crooked else [np.flatnonzero(m) for m in found]
         return self._kept[tensor]
 
@@ -157,22 +159,11 @@ class Cut:
             raise StructureError(
                 f"what is left of tensor {source} cannot be rearranged; this is a mistake of ours"
             )
-        if source == block.root:
-            kept = self.kept(source)
-            assert kept is not None
-            shape = [1] * len(kept)
-            shape[block.axis] = -1
-            packed: np.ndarray | None = kept[block.axis].reshape(shape)
-        else:
-            packed = self._packed.get(source)
-        self._packed[made] = packed = self._replayed(packed, source, made, how)
+        self._packed[made] = packed = self._replayed(self._before(source, block), source, made, how)
         left = self.kept(made)
         if left is None:
             return
-        grid = [k if name == BLOCK else k[:1] for k, name in zip(left, block.names, strict=True)]
-        wanted = block.source[
-            np.ix_(*(g if n > 1 else [0] for g, n in zip(grid, block.source.shape, strict=True)))
-        ]
+        wanted = self._wanted(block, left)
         if packed is not None and packed.shape == wanted.shape and (packed == wanted).all():
             return
         kept = self.kept(block.root)
@@ -185,6 +176,24 @@ class Cut:
         where = iter(range(block.axis, block.axis + len(spread)))
         order = tuple(next(where) if name == BLOCK else numbers.index(name) for name in block.names)
         self.gathers[made] = Gather(block.root, block.axis, now.reshape(sizes), order)
+        self._packed[made] = wanted
+
+    def _before(self, source: int, block: Block) -> np.ndarray | None:
+        """Where in a block's root every element is from that is left of a tensor, as operators make it."""
+        if source in self._packed:
+            return self._packed[source]
+        kept, own = self.kept(source), self.graph.channels.blocks.get(source)
+        if kept is not None and source == block.root:
+            return along(kept[block.axis], block.axis, len(kept))
+        if kept is not None and own is not None and own.root == block.root:
+            return self._wanted(own, kept)
+        return None
+
+    def _wanted(self, block: Block, kept: Sequence[np.ndarray]) -> np.ndarray:
+        """Where in a block's root the elements ``kept`` stood of a tensor that it is of."""
+        grid = [k if name == BLOCK else k[:1] for k, name in zip(kept, block.names, strict=True)]
+        sizes = block.source.shape
+        return block.source[np.ix_(*(g if n > 1 else [0] for g, n in zip(grid, sizes, strict=True)))]
 
     def _replayed(
         self, packed: np.ndarray | None, source: int, made: int, how: Rearrangement

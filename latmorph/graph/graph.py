@@ -294,9 +294,11 @@ class Graph:
 
     @cached_property
     def crooked(self) -> frozenset[int]:
-        """Tensors of which what is alive is no product along their axes: they are only rearranged."""
+        """Tensors of which what is alive need be no product along their axes: they are only rearranged."""
+        free = np.repeat([g.frozen is None for g in self.groups], self.widths)
+        free = np.append(free, False)  # the last stands for no channel
         places = self.channels.places.items()
-        return frozenset(t for t, layers in places if any(is_joint(layer) for layer in layers))
+        return frozenset(t for t, layers in places if any(is_joint(x) and free[x].any() for x in layers))
 
     def _gathered(self, tensor: int, widths: np.ndarray) -> list[OpSpec]:
         """The operators that read a tensor straight out of the one that its block begins at."""

@@ -68,6 +68,11 @@ class _Writer:
         self.constants: dict[int, Constant] = {}
         self.random = torch.Generator().manual_seed(0)
         self.tensor_of = {t.parameter: i for i, t in enumerate(read.graph.tensors) if t.parameter is not None}
+        self.any_size = {  # axes whose sizes depend on the batch's, where the program is for any
+            t: [a for a, n in enumerate(node.meta["val"].shape) if not isinstance(n, int)]
+            for node, t in read.values.items()
+            if isinstance(t, int) and isinstance(node.meta.get("val"), torch.Tensor)
+        }
         self.readers: dict[str, set[str]] = {}
         for node in read.graph.nodes:
             for tensor in node.inputs:
@@ -387,7 +392,14 @@ class _Writer:
 
     def _gathered(self, gather: Gather, own: Node, tensor: int) -> fx.Node:
         source, places = self.tensors[gather.root], gather.indices.ravel()
-        if len(places) and (np.diff(places) == 1).all():
+        if gather.axis in self.any_size.get(gather.root, ()):
+            raise StructureError(
+                f"{own.module or own.name} ({own.spec.attr('op', own.spec.kind)}) would rearrange what is left "
+                "of an axis that is the batch's or depends on it; keep all of the channels along it"
+            )
+        if np.array_equal(places, np.arange(self.cut.shape(gather.root)[gather.axis])):
+            value = source
+        elif len(places) and (np.diff(places) == 1).all():
             value = self.graph.call_function(torch.narrow, (source, gather.axis, int(places[0]), len(places)))
         else:
             name = f"{own.name}_indices_{tensor}"

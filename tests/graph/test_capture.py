@@ -77,6 +77,36 @@ def test_the_model_stays_as_it_was() -> None:
         assert torch.equal(value, before[name]), name
 
 
+class Keeps(nn.Module):
+    """Keeps what it worked out, as detectors keep anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.last: torch.Tensor | None = None
+        self.all: list[torch.Tensor] = []
+        self.by_size: dict[int, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.newest = self.layer(x)
+        self.all.append(self.last)
+        self.by_size[len(x)] = self.last
+        return self.last.relu()
+
+
+def test_what_a_model_keeps_of_a_pass_is_no_tensor_of_ours() -> None:
+    model, x = Keeps().requires_grad_(False), torch.ones(2, 3)
+    model(x)
+    kept = model.last
+    graph = lm.capture(model, (torch.zeros(5, 3),))
+    assert model.last is kept
+    assert model.newest is kept
+    assert model.all == [kept]
+    assert model.by_size == {2: kept}
+    small = lm.shrink(model, lm.Structure.keep(graph, {}))
+    assert torch.equal(small(x), model(x))
+
+
 def test_a_failing_capture_leaves_the_model_as_it_was_too() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout()).train()
     with pytest.raises(lm.CaptureError):
@@ -101,6 +131,49 @@ class Loops(nn.Module):
 def test_control_flow_on_data_is_named_with_what_to_do(model: nn.Module) -> None:
     with pytest.raises(lm.CaptureError, match=f"{type(model).__name__}: control flow depends on .*rewrite"):
         lm.capture(model, (torch.ones(3),))
+
+
+class Picks(nn.Module):
+    """A detector in small: how many rows its head reads is decided by values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.backbone(x)
+        x = x[x.sum(1) > 0]
+        return self.head(x) if len(x) else x.new_zeros(0, 2)
+
+
+class Layers(nn.Module):
+    """All layers of a Picks, each called as there, with nothing decided."""
+
+    def __init__(self, whole: Picks) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.whole.head(self.whole.backbone(x))
+
+
+def test_a_model_that_decides_by_values_is_shrunk_by_way_of_its_layers() -> None:
+    whole, x = Picks().double(), torch.randn(40, 3, dtype=torch.float64)
+    with pytest.raises(lm.CaptureError, match="module that holds the model and calls its layers"):
+        lm.capture(whole, (x,))
+    layers = Layers(whole)
+    graph = lm.capture(layers, (x,))
+    kept = {"whole.backbone.0": [0, 2, 3, 7], "whole.backbone.2": [1, 2, 5]}
+    with torch.no_grad():
+        for layer, left in zip((whole.backbone[0], whole.backbone[2]), kept.values(), strict=True):
+            gone = [i for i in range(len(layer.bias)) if i not in left]
+            layer.weight[gone], layer.bias[gone] = 0.0, 0.0
+    small = lm.shrink(layers, lm.Structure.keep(graph, kept)).whole
+    assert isinstance(small, Picks)
+    assert small.head.in_features == 3
+    assert 0 < len(small(x)) < 40
+    torch.testing.assert_close(small(x), whole(x))
 
 
 @pytest.mark.parametrize(

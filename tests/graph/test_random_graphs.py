@@ -576,6 +576,10 @@ FEW, MANY = (
 @FEW
 @given(**NETWORKS)
 @example(program=[("shared keys", 8), ("groups", 9)], form=11, seed=531)  # frozen otherwise for any batch
+@example(program=[("conv", 0), ("class token", 0), ("addmm", 0), ("conv", 0)], form=3, seed=0)  # rows of all
+@example(
+    program=[("class token", 0), ("addmm", 3), ("addmm", 0), ("conv", 4), ("addmm", 0)], form=3, seed=0
+)  # the same, twice
 def test_the_oracle_holds_on_random_networks(program: Program, form: int, seed: int) -> None:
     check(program, form, seed)
 
