@@ -200,15 +200,16 @@ make outputs left alone, the layers that its examples ignore in detectors, the n
 given, the attributes that hold sizes set after pruning, attention of timm not fused. For torchvision's
 attention the heads are given as `out_channel_groups`, in place of its example's `round_to`.
 
-**How latmorph is called.** `lm.capture` and `lm.shrink`. The detectors decide by values how many boxes there are,
-which `torch.export` refuses; for them what is captured is a module of twenty lines that holds the detector and
-calls all of its layers (`Dense` in `tools/torch_pruning_networks.py`). What is compared is the whole detector.
+**How latmorph is called.** `lm.capture` and `lm.shrink`. The detectors decide by values how many boxes there
+are, which `torch.export` refuses; for them what is captured is a module of twenty lines that holds the
+detector and calls all of its layers (`Dense` in `tools/torch_pruning_networks.py`). What is compared is the
+whole detector.
 
 **Seconds** are processor time of tracing and pruning, one thread. A tool has 120 of them (*timeout*)."""
 
 NOTES = """\
-- Torch-Pruning traces and prunes in a fraction of latmorph's time, and takes the detectors as they are. Of those
-  with one stage the outputs of the head are compared, of those with two the boxes.
+- Torch-Pruning traces and prunes in a fraction of latmorph's time, and takes the detectors as they are.
+  Of those with one stage the outputs of the head are compared, of those with two the boxes.
 - In vision transformers and in ConvNeXt it narrows the residual stream, whose layer norms latmorph
   freezes.
 - Given `round_to` alone, as in its example for torchvision's vision transformers, it takes channels from

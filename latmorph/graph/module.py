@@ -393,9 +393,10 @@ class _Writer:
     def _gathered(self, gather: Gather, own: Node, tensor: int) -> fx.Node:
         source, places = self.tensors[gather.root], gather.indices.ravel()
         if gather.axis in self.any_size.get(gather.root, ()):
+            op = own.spec.attr("op", own.spec.kind)
             raise StructureError(
-                f"{own.module or own.name} ({own.spec.attr('op', own.spec.kind)}) would rearrange what is left "
-                "of an axis that is the batch's or depends on it; keep all of the channels along it"
+                f"{own.module or own.name} ({op}) would rearrange what is left of "
+                "an axis that is the batch's or depends on it; keep all of the channels along it"
             )
         if np.array_equal(places, np.arange(self.cut.shape(gather.root)[gather.axis])):
             value = source
