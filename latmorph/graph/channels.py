@@ -400,18 +400,17 @@ class _Grouped:
         """The number of rows as a sum of products of widths, over a divisor; None where it is no such sum."""
         groups = np.where(rows >= 0, self.group_of[rows], -1) if len(self.group_of) else rows
         terms: dict[tuple[int, ...], int] = {}
-        if groups.shape[1] == 1:  # far faster where rows are single numbers
-            single, kind, counts = np.unique(groups, return_inverse=True, return_counts=True)
-            kinds = single[:, None]
-        else:
-            kinds, kind, counts = np.unique(groups, axis=0, return_inverse=True, return_counts=True)
-        for k, (named, count) in enumerate(zip(kinds.tolist(), counts.tolist(), strict=True)):
+        _, first, kind, counts = np.unique(
+            _numbers(groups), return_index=True, return_inverse=True, return_counts=True
+        )
+        rows = _numbers(rows)
+        for k, (named, count) in enumerate(zip(groups[first].tolist(), counts.tolist(), strict=True)):
             key = tuple(sorted(g for g in named if g >= 0))
             whole = int(np.prod(self.widths[list(key)], dtype=np.int64))
             if count % whole:
                 return None
             if len(key) > 1:
-                met = np.unique(rows[kind.ravel() == k], axis=0, return_counts=True)[1]
+                met = np.unique(rows[kind == k], return_counts=True)[1]
                 if len(met) != whole or met.min() != met.max():
                     return None
             terms[key] = terms.get(key, 0) + count // whole
@@ -451,7 +450,8 @@ class _Grouped:
         at = np.concatenate([np.flatnonzero(c >= 0) for c in columns])
         channel = np.concatenate([c[c >= 0] for c in columns])
         if len(columns) > 1:
-            channel, at = np.unique(np.stack([channel, at], axis=1), axis=0).T
+            once = np.unique(_numbers(np.stack([channel, at], axis=1)), return_index=True)[1]
+            channel, at = channel[once], at[once]
         order = np.lexsort((at, channel))
         channel, at = channel[order], at[order]
         found = []
@@ -471,6 +471,14 @@ def _counted(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if (np.diff(labels) > 0).all():  # as nearly always, and far faster
         return labels, np.arange(len(labels)), np.ones(len(labels), dtype=np.int64)
     return np.unique(labels, return_index=True, return_counts=True)
+
+
+def _numbers(rows: np.ndarray) -> np.ndarray:
+    """One number for each row of numbers from -1 on, equal where rows are: far faster to sort than rows."""
+    size, columns = int(rows.max(initial=-1)) + 2, rows.shape[1]
+    if size**columns < 2**63:
+        return np.asarray((rows + 1) @ size ** np.arange(columns)[::-1])
+    return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
 
 
 def _entangled(layers: Sequence[np.ndarray]) -> list[list[int]]:
