@@ -69,6 +69,7 @@ FLOW = [
     "graph/simplify.py",
     "graph/module.py",
     "graph/fold.py",
+    "graph/trace.py",
     "graph/rebuild.py",
     "morph/__init__.py",
     "morph/cost.py",

@@ -294,7 +294,7 @@ class _Grouped:
 
     def _placed(self, t: int) -> list[tuple[int, np.ndarray]]:
         """Layers of a tensor, each with the first axis that it varies along, and labels of axes of size 1."""
-        layers = [(int(np.argmax((*layer.shape, 0))), layer) for layer in self.network.layers[t]]
+        layers = [(max(range(x.ndim), key=x.shape.__getitem__, default=0), x) for x in self.network.layers[t]]
         return [*layers, *self.network.singles.get(t, {}).items()]
 
     def _group(self) -> None:

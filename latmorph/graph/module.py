@@ -38,7 +38,32 @@ def write_module(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
     group at zero cuts the network in two, and where inputs or outputs are of a kind that can't be written
     down.
     """
-    return _Writer(model, read, cut).write()
+    writer = _Writer(model, read, cut, named_tensors(model))
+    made, lost = writer.write(), writer.drops_unseen()
+    if lost:
+        warnings.warn(
+            f"{len(lost)} modules that drop at random in training leave no trace in eval mode, nor in "
+            f"the module that is written anew: {', '.join(lost[:3])}",
+            LatmorphWarning,
+            stacklevel=2,
+        )
+    return made
+
+
+def write_blank(model: nn.Module, read: Read, cut: Cut) -> nn.Module:
+    """The same of a model whose weights were on the meta device: shapes, and no memory. Raises the same."""
+    return _Writer(model, read, cut, on_meta(named_tensors(model))).write()
+
+
+def on_meta(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors without values in the place of others; those that are one under several names stay one."""
+    one: dict[int, torch.Tensor] = {}
+    for tensor in tensors.values():
+        blank = torch.empty_like(tensor, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            blank = nn.Parameter(blank, tensor.requires_grad)
+        one.setdefault(id(tensor), blank)
+    return {name: one[id(tensor)] for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,7 @@ class Constant:
 
 
 class _Writer:
-    def __init__(self, model: nn.Module, read: Read, cut: Cut) -> None:
+    def __init__(self, model: nn.Module, read: Read, cut: Cut, given: Mapping[str, torch.Tensor]) -> None:
         self.model = model
         self.read = read
         self.cut = cut
@@ -62,7 +87,7 @@ class _Writer:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Any] = {}
         self.tensors: dict[int, fx.Node] = {}
-        self.given = named_tensors(model)
+        self.given = given
         self.held: dict[str, torch.Tensor] = {}
         self.states = {} if cut.is_whole else states(cut)
         self.constants: dict[int, Constant] = {}
@@ -96,17 +121,9 @@ class _Writer:
         made.delete_all_unused_submodules()
         made.graph.lint()
         made.recompile()
-        lost = self._drops_unseen()
-        if lost:
-            warnings.warn(
-                f"{len(lost)} modules that drop at random in training leave no trace in eval mode, nor in "
-                f"the module that is written anew: {', '.join(lost[:3])}",
-                LatmorphWarning,
-                stacklevel=2,
-            )
         return made.train(self.model.training)
 
-    def _drops_unseen(self) -> list[str]:
+    def drops_unseen(self) -> list[str]:
         """Modules with a rate of dropout, or of stochastic depth, that no operator was captured of."""
         seen = {node.module for node in self.read.graph.nodes if node.spec.attr("op") == "dropout"}
         return [
@@ -146,7 +163,8 @@ class _Writer:
         """The leaves of what ``forward`` is given, read out of its arguments."""
         spec: Any = self.read.exported.call_spec.in_spec
         names = [n.name for n in self.read.exported.graph.nodes if n.op == "placeholder"]
-        user = [n for n in names if n in set(self.read.exported.graph_signature.user_inputs)]
+        given = set(self.read.exported.graph_signature.user_inputs)
+        user = [n for n in names if n in given]
         positional, keywords = spec.children()
         at = 0
         for k, part in enumerate(positional.children()):
@@ -511,10 +529,9 @@ class _Writer:
                     setattr(made, operand, value)
                 else:
                     made.register_buffer(operand, value)
-            counted = f"{name}.num_batches_tracked"
-            buffers = dict(self.model.named_buffers())
-            if counted in buffers and hasattr(made, "num_batches_tracked"):
-                made.register_buffer("num_batches_tracked", buffers[counted].clone())
+            counted = self.given.get(f"{name}.num_batches_tracked")
+            if counted is not None and hasattr(made, "num_batches_tracked"):
+                made.register_buffer("num_batches_tracked", counted.clone())
             self._place(name, made)
         return name
 
