@@ -137,6 +137,10 @@ def _check_signature(model: torch.nn.Module, inputs: Sequence[Any]) -> None:
         ) from None
 
 
+TALKATIVE = ("fx.experimental.symbolic_shapes", "_subclasses.fake_tensor")
+"""Modules of torch that log what export fails at, which raises what we tell."""
+
+
 def export(
     model: torch.nn.Module, inputs: tuple[Any, ...], *, any_batch: bool = False
 ) -> torch.export.ExportedProgram:
@@ -151,9 +155,10 @@ def export(
 
 def _export(model: torch.nn.Module, inputs: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
     said = io.StringIO()
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(logging.ERROR)  # torch tells a failure at length on stderr; we tell it in one line
+    logs = [logging.getLogger(f"torch.{name}") for name in TALKATIVE]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)  # torch tells a failure at length on stderr; we tell it in one line
     try:
         with (
             contextlib.redirect_stderr(said),
@@ -185,7 +190,8 @@ def _export(model: torch.nn.Module, inputs: tuple[Any, ...], shapes: Any) -> tor
             "and dtypes by calling the model with them"
         ) from error
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextlib.contextmanager
