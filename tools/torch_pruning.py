@@ -240,7 +240,7 @@ def by_latmorph(model: nn.Module, inputs: Inputs, name: str, say: Say) -> Pruned
     start = time.process_time()
     say(stage="capture")
     if is_detector(name):
-        model = Dense(model)
+        model, inputs = Dense(model), Dense.inputs(model, inputs)
     graph = lm.capture(model, inputs)
     say(stage="prune")
     structure = random_structure(graph, SEED, SHARE)

@@ -184,6 +184,11 @@ class Dense(nn.Module):
         super().__init__()
         self.detector = detector
 
+    @staticmethod
+    def inputs(detector: Any, pictures: Inputs) -> Inputs:
+        """What the detector's layers are given: pictures at the size that it works at."""
+        return (detector.transform(list(pictures[0]))[0].tensors,)
+
     def forward(self, pictures: torch.Tensor) -> Any:
         detector: Any = self.detector
         maps = detector.backbone(pictures)
