@@ -240,9 +240,8 @@ class _Reader:
         self._read()
 
     def graph(self) -> Graph:
-        channels = find_channels(self.nodes, self.tensors, self.inputs, self.outputs)
-        inputs, outputs = tuple(self.inputs), tuple(self.outputs)
-        return Graph(tuple(self.nodes), tuple(self.tensors), inputs, outputs, channels)
+        read = tuple(self.nodes), tuple(self.tensors), tuple(self.inputs), tuple(self.outputs)
+        return Graph(*read, find_channels(*read))
 
     def _read(self) -> None:
         signature = self.exported.graph_signature

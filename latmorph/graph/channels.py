@@ -8,6 +8,7 @@ channels, and channels that stand at the same places of the network form a group
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ READ_ALONE = "one of these channels is read by itself"
 GIVEN = "made by no parameter that is trained"
 
 
+@lru_cache(maxsize=2)  # a network is captured, and captured again to be shrunk
 def find_channels(
-    nodes: Sequence[Node], tensors: Sequence[Tensor], inputs: Sequence[int], outputs: Sequence[int]
+    nodes: tuple[Node, ...], tensors: tuple[Tensor, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
 ) -> Channels:
     """Channel groups in execution order, and where in every tensor their channels stand."""
     network = _Network(tensors)

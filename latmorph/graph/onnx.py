@@ -92,11 +92,8 @@ class _Reader(Values):
 
     def graph(self) -> Graph:
         outputs = [self.tensor(v.name) for v in self.model.graph.output if v.name in self.types]
-        channels = find_channels(self.nodes, self.tensors, self.inputs, outputs)
-        return Graph(
-            *(tuple(self.nodes), tuple(self.tensors), tuple(self.inputs), tuple(outputs), channels),
-            onnx=self.path,
-        )
+        read = tuple(self.nodes), tuple(self.tensors), tuple(self.inputs), tuple(outputs)
+        return Graph(*read, find_channels(*read), onnx=self.path)
 
     def read(self) -> None:
         graph = self.model.graph
